@@ -1,0 +1,139 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The Fetch arm of gymnasium-robotics as a deployable task: physical units, named terms."""
+
+from __future__ import annotations
+
+import logging
+
+import gymnasium
+from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv
+import mujoco
+import numpy as np
+
+from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec, SPEC_VERSION
+
+# gymnasium-robotics moves its mocap body by at most this much per control period [m].
+MAX_STEP_M = 0.05
+EPISODE_STEPS = 50
+
+logging.getLogger('gymnasium').setLevel(logging.ERROR)
+
+
+def fetch_reach_spec(control_rate_hz: float) -> PolicySpec:
+    """Return the contract of the reach task: pose, twist and goal in, a twist command out."""
+    xyz = ('x', 'y', 'z')
+    pose, twist = 'geometry_msgs/msg/PoseStamped', 'geometry_msgs/msg/TwistStamped'
+    workspace = {'lower': (-3.0,) * 3, 'upper': (3.0,) * 3}
+    speed = MAX_STEP_M * control_rate_hz
+    return PolicySpec(
+        spec_version=SPEC_VERSION, task='fetch_reach', robot='fetch',
+        control_rate_hz=control_rate_hz, eps_dim=3,
+        observation=(
+            ObservationTerm('end_effector_position', 'end_effector/pose', pose,
+                            tuple(f'pose.position.{axis}' for axis in xyz), 'm', 0.1,
+                            **workspace),
+            ObservationTerm('end_effector_velocity', 'end_effector/twist', twist,
+                            tuple(f'twist.linear.{axis}' for axis in xyz), 'm/s', 0.1,
+                            (-10.0,) * 3, (10.0,) * 3),
+            ObservationTerm('goal_position', 'goal/pose', pose,
+                            tuple(f'pose.position.{axis}' for axis in xyz), 'm', 1.0,
+                            **workspace)),
+        action=(
+            ActionTerm('end_effector_velocity', 'end_effector/command', twist,
+                       tuple(f'twist.linear.{axis}' for axis in xyz), 'm/s',
+                       scale=(speed,) * 3, lower=(-speed,) * 3, upper=(speed,) * 3,
+                       safe=(0.0,) * 3, rate_limit=(None,) * 3, frame_id='world'),))
+
+
+class FetchReach(gymnasium.Env):
+    """Bring the gripper to a goal point and keep it there, for 50 periods of 40 ms.
+
+    The observation is, in physical units and in the order of ``policy_spec.observation``,
+    gripper position [m], gripper velocity [m/s] and goal position [m]. The action is the
+    commanded gripper velocity, normalised. The world is MuJoCo's Fetch of gymnasium-robotics; the
+    blocked gripper's actuator is left out. An episode is a success if the gripper is within 5 cm
+    of the goal when it ends.
+    """
+
+    metadata = {'render_modes': ['rgb_array']}
+
+    def __init__(self, reward: str = 'dense', render_mode: str | None = None):
+        """Build the simulation.
+
+        :param reward: 'dense' (minus the distance [m]) or 'sparse' (0 at the goal, else -1).
+        """
+        self.render_mode = render_mode
+        self.fetch = MujocoFetchReachEnv(reward_type=reward, render_mode=render_mode)
+        self.policy_spec = fetch_reach_spec(round(1.0 / self.fetch.dt, 9))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float64)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode with a new goal."""
+        super().reset(seed=seed)
+        self.steps = 0
+        obs, info = self.fetch.reset(seed=seed)
+        return self._observe(obs), info
+
+    def step(self, action: np.ndarray):
+        """Advance 40 ms under a normalised velocity command, shape (3,)."""
+        self.steps += 1
+        obs, reward, terminated, _, info = self.fetch.step(np.append(action, 0.0))
+        info['is_success'] = bool(info['is_success'])
+        truncated = self.steps >= EPISODE_STEPS
+        return self._observe(obs), float(reward), terminated, truncated, info
+
+    def _observe(self, obs):
+        # gymnasium-robotics gives velocities per control period.
+        velocity = obs['observation'][5:8] / self.fetch.dt
+        return np.concatenate([obs['achieved_goal'], velocity, obs['desired_goal']])
+
+    def render(self) -> np.ndarray:
+        """Return an image, shape (height, width, 3)."""
+        return self.fetch.render()
+
+    def close(self) -> None:
+        """Release the renderer."""
+        self.fetch.close()
+
+    @property
+    def state(self) -> dict:
+        """Return everything that decides the task's future."""
+        return {'physics': _get_physics(self.fetch), 'goal': self.fetch.goal.copy(),
+                'steps': self.steps, 'rng': self.fetch.np_random.bit_generator.state}
+
+    @state.setter
+    def state(self, value: dict) -> None:
+        _set_physics(self.fetch, value['physics'])
+        self.fetch.goal = value['goal'].copy()
+        self.fetch.np_random.bit_generator.state = value['rng']
+        self.steps = value['steps']
+
+
+def _get_physics(env):
+    state = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    return state
+
+
+def _set_physics(env, state):
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(env.model, env.data, state, kind)
+    # The task ends each step with mj_forward, so derived quantities belong to this state. The
+    # forward pass moves the solver's warm start, hence the second call.
+    mujoco.mj_forward(env.model, env.data)
+    mujoco.mj_setState(env.model, env.data, state, kind)
