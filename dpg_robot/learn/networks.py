@@ -1,0 +1,95 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Small networks: ensembles evaluated in one batched product, and running normalisers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+class EnsembleMLP(nn.Module):
+    """``num_members`` independent multilayer perceptrons of one shape, evaluated together."""
+
+    def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int, num_members: int = 1):
+        """Create the members, each with torch.nn.Linear's initial distribution."""
+        super().__init__()
+        sizes = (in_dim, *hidden, out_dim)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+            bound = 1.0 / math.sqrt(fan_in)
+            weight = torch.empty(num_members, fan_in, fan_out).uniform_(-bound, bound)
+            bias = torch.empty(num_members, 1, fan_out).uniform_(-bound, bound)
+            self.weights.append(nn.Parameter(weight))
+            self.biases.append(nn.Parameter(bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Evaluate every member on the same inputs.
+
+        :param x: inputs, shape (B, in_dim).
+        :return: outputs, shape (num_members, B, out_dim).
+        """
+        h = x.expand(self.weights[0].shape[0], *x.shape)
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            h = torch.baddbmm(bias, h, weight)
+            if i < last:
+                h = torch.relu(h)
+        return h
+
+
+class RunningNorm(nn.Module):
+    """Shift and scale by the mean and standard deviation of all data seen so far."""
+
+    def __init__(self, dim: int, clip: float = 10.0):
+        """Create the identity.
+
+        :param clip: normalised values are clipped to plus and minus this.
+        """
+        super().__init__()
+        self.clip = clip
+        self.register_buffer('count', torch.zeros((), dtype=torch.float64))
+        self.register_buffer('mean', torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer('m2', torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer('shift', torch.zeros(dim))
+        self.register_buffer('scale', torch.ones(dim))
+
+    @torch.no_grad()
+    def update(self, x: torch.Tensor) -> None:
+        """Take in a batch, shape (B, dim), by Chan's parallel variance formula."""
+        x = x.double()
+        count = self.count + x.shape[0]
+        delta = x.mean(0) - self.mean
+        self.m2 += x.var(0, unbiased=False) * x.shape[0] \
+            + delta.square() * self.count * x.shape[0] / count
+        self.mean += delta * x.shape[0] / count
+        self.count.copy_(count)
+        std = (self.m2 / count).sqrt()
+        # An element that never changes carries nothing: it is centred, not blown up.
+        constant = std <= 1e-6 * (1.0 + self.mean.abs())
+        self.shift.copy_(self.mean)
+        self.scale.copy_(torch.where(constant, 1.0, 1.0 / std.clamp(min=1e-12)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise, shape (..., dim)."""
+        return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move the target's parameters towards the source's by ``rate``."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)

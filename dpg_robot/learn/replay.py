@@ -1,0 +1,70 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Replay: the transitions seen so far, in preallocated tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Batch(NamedTuple):
+    """Transitions: obs, next_obs (B, obs_dim); action (B, action_dim); the rest (B,)."""
+
+    obs: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
+    next_obs: torch.Tensor
+    terminated: torch.Tensor
+
+
+class Replay:
+    """A ring of the newest ``capacity`` transitions.
+
+    ``next_obs`` is the true next observation, also where an episode was truncated; only
+    ``terminated`` stops the bootstrap.
+    """
+
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int):
+        """Reserve the memory."""
+        self.capacity, self.size, self.position = capacity, 0, 0
+        self.data = Batch(torch.zeros(capacity, obs_dim), torch.zeros(capacity, action_dim),
+                          torch.zeros(capacity), torch.zeros(capacity, obs_dim),
+                          torch.zeros(capacity))
+
+    def add(self, batch: Batch) -> None:
+        """Store a batch of transitions over the oldest ones."""
+        count = batch.reward.shape[0]
+        index = torch.arange(self.position, self.position + count) % self.capacity
+        for store, values in zip(self.data, batch):
+            store[index] = values
+        self.position = (self.position + count) % self.capacity
+        self.size = min(self.size + count, self.capacity)
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draw transitions uniformly, with replacement."""
+        index = torch.randint(self.size, (batch_size,))
+        return Batch(*(store[index] for store in self.data))
+
+    def state_dict(self) -> dict:
+        """Return the filled part."""
+        return {'position': self.position, 'data': [x[:self.size].clone() for x in self.data]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.position, self.size = state['position'], len(state['data'][0])
+        for store, values in zip(self.data, state['data']):
+            store[:self.size] = values
