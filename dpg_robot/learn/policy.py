@@ -44,6 +44,7 @@ class SquashedGaussianPolicy(nn.Module):
         self.net = EnsembleMLP(obs_dim, hidden, 2 * action_dim)
         self.action_dim = action_dim
         self.log_std_min = math.log(min_std)
+        self.span = LOG_STD_MAX - self.log_std_min
         with torch.no_grad():
             self.net.weights[-1].mul_(0.1)
 
@@ -53,8 +54,7 @@ class SquashedGaussianPolicy(nn.Module):
         :param obs: physical observations, shape (B, obs_dim).
         """
         mean, raw = self.net(self.norm(obs))[0].chunk(2, dim=-1)
-        span = LOG_STD_MAX - self.log_std_min
-        return mean, self.log_std_min + span * torch.sigmoid(raw)
+        return mean, self.log_std_min + self.span * torch.sigmoid(raw)
 
     def forward(self, obs: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """Return normalised actions in (-1, 1), shape (B, action_dim); eps = 0: the mode."""

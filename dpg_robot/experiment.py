@@ -1,0 +1,179 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""An experiment: a world, a learner and a trainer from one YAML, and what is done with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+import platform
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dpg_robot import __version__
+from dpg_robot.contract.spec import PolicySpec, TrainingRecord
+from dpg_robot.contract.strict import dump, load, SpecError
+from dpg_robot.learn.checkpoint import write_atomic
+from dpg_robot.learn.evaluate import evaluate, Evaluation
+from dpg_robot.learn.learner import LearnerConfig
+from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer, TrainerConfig
+from dpg_robot.resources import share_path
+from dpg_robot.sim.world import make_vector, make_world, WorldConfig
+
+CONFIG_FILE = 'config.yaml'
+EVAL_ENVS = 10
+PARITY_OBSERVATIONS = 1_000
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that decides a training."""
+
+    world: WorldConfig
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig:
+    """Read an experiment's YAML.
+
+    :param path: a file, or the name of a packaged one such as ``fetch_reach``.
+    :param overrides: changes such as ``learner.estimator=denoising``, values in YAML.
+    :raises SpecError: naming the file or key, the rule and the value.
+    """
+    path = Path(path)
+    if not path.suffix:
+        path = share_path('config', f'{path}.yaml')
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise SpecError(f'config file {path} cannot be read: {error.strerror}') from error
+    except yaml.YAMLError as error:
+        raise SpecError(f'config file {path} is not YAML: {error}') from error
+    for override in overrides:
+        _apply(data, override)
+    return load(ExperimentConfig, data)
+
+
+def _apply(data, override):
+    key, found, value = override.partition('=')
+    if not found:
+        raise SpecError(f'an override must look like learner.sigma=0.2, got {override!r}')
+    *parents, last = key.split('.')
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise SpecError(f'override {key}: {parent} is not a mapping, got {data!r}')
+    data[last] = yaml.safe_load(value)
+
+
+def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -> Trainer:
+    """Start a training in ``run_dir``, or resume the one that is there.
+
+    :param config: None to take what the run was started with; a resumed run may only differ
+        from that in ``trainer.env_steps``.
+    :raises SpecError: if a run is there and ``resume`` is false, if there is none to resume, or
+        if it is another one.
+    """
+    run_dir = Path(run_dir)
+    path, started = run_dir / CONFIG_FILE, (run_dir / CHECKPOINT_FILE).exists()
+    if started and not resume:
+        raise SpecError(f'{run_dir} already holds a training; resume it, or choose another folder')
+    if config is None and not path.exists():
+        raise SpecError(f'{run_dir} holds no training to resume: there is no {CONFIG_FILE}')
+    if path.exists() and resume:
+        old = load_config(path)
+        config = config or old
+        _refuse_other(dump(old), dump(config), run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dump(config), sort_keys=False)
+    write_atomic(path, lambda file: file.write(text.encode()))
+    envs = make_vector(config.world, config.trainer.num_envs)
+    return Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
+                   run_dir, identity=dump(config))
+
+
+def _refuse_other(old, new, run_dir, name=''):
+    for key, value in old.items():
+        full = f'{name}.{key}' if name else key
+        if isinstance(value, dict) and isinstance(new[key], dict):
+            _refuse_other(value, new[key], run_dir, full)
+        elif value != new.get(key) and full != 'trainer.env_steps':
+            raise SpecError(f'{full} must be {value}, as the training in {run_dir} began with, '
+                            f'got {new.get(key)}')
+
+
+def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
+                   episodes: int = 100) -> tuple[PolicySpec, float]:
+    """Evaluate a trainer's policy and write it as one ONNX file.
+
+    :param episodes: how many to evaluate; the result is stored in the file.
+    :return: the spec in the file, and the parity found (fraction of the action range).
+    """
+    from dpg_robot.export import export_policy  # onnx is not needed for training
+    evaluation = trainer.evaluate(episodes) if episodes else None
+    world = make_world(config.world)
+    spec = world.policy_spec.with_training(TrainingRecord(
+        estimator=config.learner.estimator, env_steps=trainer.env_steps,
+        seed=config.trainer.seed, world=dump(config.world),
+        evaluation=asdict(evaluation) if evaluation else {}, versions=versions()))
+    recorded = trainer.replay.data.next_obs[:trainer.replay.size].numpy()
+    if not len(recorded):
+        raise SpecError(f'nothing to export in {trainer.run_dir}: no environment step was taken')
+    observations = recorded[-PARITY_OBSERVATIONS:]
+    return spec, export_policy(trainer.learner.policy, spec, observations, path)
+
+
+def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySpec, float]:
+    """Export the newest checkpoint of a run; see :func:`export_trainer`.
+
+    :raises SpecError: if the folder holds no checkpoint.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / CHECKPOINT_FILE).exists():
+        raise SpecError(f'{run_dir} holds no checkpoint to export: there is no {CHECKPOINT_FILE}')
+    config = load_config(run_dir / CONFIG_FILE)
+    return export_trainer(open_trainer(None, run_dir, resume=True), config, path, episodes)
+
+
+def world_of(spec: PolicySpec) -> WorldConfig:
+    """Return the world that a policy was trained in.
+
+    :raises SpecError: if the spec does not say.
+    """
+    return load(WorldConfig, spec.training.world, 'training.world')
+
+
+def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_000) -> Evaluation:
+    """Evaluate an exported policy in process, deterministic (eps = 0).
+
+    :param policy: a :class:`dpg_robot.runtime.onnx_policy.OnnxPolicy`.
+    """
+    scale = np.array([s for term in policy.spec.action for s in term.scale])
+    envs = make_vector(world, EVAL_ENVS)
+    try:
+        return evaluate(lambda obs: policy(obs.astype(np.float32)) / scale, envs, episodes, seed)
+    finally:
+        envs.close()
+
+
+def versions() -> dict[str, Any]:
+    """Return the versions that a result depends on."""
+    names = ('torch', 'mujoco', 'gymnasium', 'gymnasium-robotics', 'onnxruntime', 'numpy')
+    return {'dpg_robot': __version__, 'python': platform.python_version(),
+            **{name: metadata.version(name) for name in names}}

@@ -1,0 +1,69 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checkpoints that are either whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import pickle
+from typing import Any
+
+import torch
+
+from dpg_robot.contract.strict import SpecError
+
+CHECKPOINT_VERSION = 1
+
+
+def write_atomic(path: Path, write) -> None:
+    """Replace a file in one step: a reader, or a crash at any instant, sees the old or the new.
+
+    :param write: called with the open binary file.
+    """
+    temporary = path.with_name(path.name + '.partial')
+    with open(temporary, 'wb') as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself must survive a power cut
+    finally:
+        os.close(directory)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a training state atomically."""
+    state = {'checkpoint_version': CHECKPOINT_VERSION, **state}
+    write_atomic(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote; the file must come from a trusted place.
+
+    :raises SpecError: if there is no such file, or it is not a checkpoint of this version.
+    """
+    try:
+        state = torch.load(path, weights_only=False)
+    except FileNotFoundError as error:
+        raise SpecError(f'checkpoint {path} does not exist') from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SpecError(f'checkpoint {path} cannot be read: {error}') from error
+    version = state.get('checkpoint_version') if isinstance(state, dict) else None
+    if version != CHECKPOINT_VERSION:
+        raise SpecError(f'checkpoint {path} must have version {CHECKPOINT_VERSION}, got {version}')
+    return state

@@ -1,0 +1,268 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The trainer: collect, learn, evaluate, log, checkpoint; and resume to the bit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+import json
+import math
+from pathlib import Path
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpg_robot.contract.strict import bounded
+from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from dpg_robot.learn.evaluate import evaluate, Evaluation
+from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.replay import Batch, Replay
+
+CHECKPOINT_FILE = 'checkpoint.pt'
+METRICS_FILE = 'metrics.jsonl'
+RECENT_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long and how to train; ``*_steps`` count environment steps of all worlds together.
+
+    :param warmup_steps: steps with uniformly random actions before learning starts.
+    :param updates_per_step: learner updates for each environment step.
+    :param eval_every_steps: how often the deterministic policy is evaluated; 0 for never.
+    :param torch_threads: threads of one torch operation; small networks want 1.
+    """
+
+    env_steps: int = bounded(10_000, minimum=1)
+    num_envs: int = bounded(4, minimum=1)
+    seed: int = bounded(0, minimum=0)
+    warmup_steps: int = bounded(500, minimum=1)
+    updates_per_step: float = bounded(0.5, above=0)
+    replay_capacity: int = bounded(1_000_000, minimum=1)
+    log_every_steps: int = bounded(200, minimum=1)
+    eval_every_steps: int = bounded(1_000, minimum=0)
+    eval_episodes: int = bounded(20, minimum=1)
+    checkpoint_every_steps: int = bounded(1_000, minimum=1)
+    torch_threads: int = bounded(1, minimum=1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training reports while it runs; NaN where nothing is known yet.
+
+    :param episode_return: mean over the newest training episodes, noise and exploration included;
+        likewise ``success``.
+    :param eval_success: of the deterministic policy, at the newest evaluation; likewise
+        ``eval_return``.
+    """
+
+    env_steps: int
+    total_steps: int
+    updates: int
+    episode_return: float
+    success: float
+    eval_return: float
+    eval_success: float
+    steps_per_second: float
+    remaining_s: float
+
+
+class Trainer:
+    """Train one policy in a vector of worlds.
+
+    Everything that decides the future is in the checkpoint: networks, optimiser, replay, random
+    states, and the worlds themselves, so a resumed run equals an uninterrupted one.
+    """
+
+    def __init__(self, config: TrainerConfig, learner_config: LearnerConfig, envs, eval_envs,
+                 run_dir: Path, identity: dict[str, Any]):
+        """Start a new training, or resume the one whose checkpoint is in ``run_dir``.
+
+        :param envs: gymnasium vector environment with same-step resets and a ``state`` attribute
+            in each world; ``eval_envs`` likewise.
+        :param run_dir: folder for checkpoint, metrics and TensorBoard events.
+        :param identity: plain data that describes the run, kept in the checkpoint.
+        """
+        self.config, self.envs, self.eval_envs = config, envs, eval_envs
+        self.run_dir, self.identity = Path(run_dir), identity
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(config.torch_threads)
+        torch.manual_seed(config.seed)
+        self.rng = np.random.default_rng(config.seed)
+        obs_dim = envs.single_observation_space.shape[0]
+        action_dim = envs.single_action_space.shape[0]
+        self.learner = Learner(learner_config, obs_dim, action_dim)
+        self.replay = Replay(min(config.replay_capacity, config.env_steps + config.num_envs),
+                             obs_dim, action_dim)
+        self.env_steps, self.updates, self.updates_due = 0, 0, 0.0
+        self.running_return = np.zeros(config.num_envs)
+        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT_EPISODES)
+        self.last_eval: dict[str, Any] | None = None
+        self.train_seconds = 0.0
+        self.obs, _ = envs.reset(
+            seed=[config.seed * 10_000 + i for i in range(config.num_envs)])
+        if self.checkpoint_path.exists():
+            self._load_state(load_checkpoint(self.checkpoint_path))
+        self._trim_metrics()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Return the path of the checkpoint file."""
+        return self.run_dir / CHECKPOINT_FILE
+
+    @property
+    def finished(self) -> bool:
+        """Return whether all environment steps are done."""
+        return self.env_steps >= self.config.env_steps
+
+    def run(self, on_progress: Callable[[Progress], None] = lambda progress: None,
+            should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train until done or told to stop; either way the last act is a checkpoint.
+
+        :return: whether the training is finished.
+        """
+        # Imported here: TensorBoard takes a second that evaluation and export need not pay.
+        from torch.utils.tensorboard import SummaryWriter
+        self._speed = (time.monotonic(), self.env_steps)
+        with SummaryWriter(self.run_dir / 'tensorboard', purge_step=self.env_steps) as writer:
+            while not self.finished and not should_stop():
+                started = time.monotonic()
+                self._collect()
+                metrics = self._learn()
+                self.train_seconds += time.monotonic() - started
+                if self._crossed(self.config.eval_every_steps):
+                    self.last_eval = asdict(self.evaluate(self.config.eval_episodes))
+                if self._crossed(self.config.log_every_steps) or self.finished:
+                    self._log(metrics, writer, on_progress)
+                if self._crossed(self.config.checkpoint_every_steps):
+                    self.save()
+        self.save()
+        return self.finished
+
+    def evaluate(self, episodes: int, seed: int = 1_000_000) -> Evaluation:
+        """Evaluate the deterministic policy (eps = 0); no random state of training moves."""
+        def act(obs):
+            obs = torch.as_tensor(obs, dtype=torch.float32)
+            with torch.no_grad():
+                eps = torch.zeros(len(obs), self.learner.action_dim)
+                return self.learner.policy(obs, eps).numpy()
+        return evaluate(act, self.eval_envs, episodes, seed)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        save_checkpoint(self.checkpoint_path, self._state())
+
+    def _collect(self):
+        """Take one step in every world and remember it."""
+        action = self._explore()
+        obs, reward, terminated, truncated, info = self.envs.step(action)
+        self.running_return += reward
+        # Truncation is not termination: bootstrap from the true last observation.
+        next_obs = obs.copy()
+        for i in np.flatnonzero(terminated | truncated):
+            next_obs[i] = info['final_obs'][i]
+            success = info['final_info']['is_success'][i]
+            self.recent.append((float(self.running_return[i]), float(success)))
+            self.running_return[i] = 0.0
+        batch = Batch(*(torch.as_tensor(x, dtype=torch.float32)
+                        for x in (self.obs, action, reward, next_obs, terminated)))
+        self.replay.add(batch)
+        self.learner.observe(batch)
+        self.obs = obs
+        self.env_steps += self.config.num_envs
+
+    def _explore(self):
+        if self.env_steps < self.config.warmup_steps:
+            shape = (self.config.num_envs, self.learner.action_dim)
+            return self.rng.uniform(-1, 1, shape).astype(np.float32)
+        with torch.no_grad():
+            obs = torch.as_tensor(self.obs, dtype=torch.float32)
+            return self.learner.policy.sample(obs)[0].numpy()
+
+    def _learn(self):
+        metrics = {}
+        if self.env_steps >= self.config.warmup_steps:
+            self.updates_due += self.config.updates_per_step * self.config.num_envs
+            while self.updates_due >= 1:
+                metrics = self.learner.update(self.replay.sample(self.learner.config.batch_size))
+                self.updates_due -= 1
+                self.updates += 1
+        return metrics
+
+    def _crossed(self, interval):
+        """Return whether the newest steps passed a multiple of ``interval``."""
+        return interval > 0 and self.env_steps % interval < self.config.num_envs
+
+    def _log(self, metrics, writer, on_progress):
+        progress = self._progress()
+        row = {**asdict(progress), 'train_seconds': round(self.train_seconds, 3),
+               **{name: float(value) for name, value in metrics.items()}}
+        with open(self.run_dir / METRICS_FILE, 'a') as file:
+            plain = {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
+            file.write(json.dumps(plain) + '\n')
+        for name, value in row.items():
+            tag = name if '/' in name else f'training/{name}'
+            writer.add_scalar(tag, value, self.env_steps)
+        on_progress(progress)
+
+    def _progress(self):
+        now, (then, steps) = time.monotonic(), self._speed
+        speed = (self.env_steps - steps) / max(now - then, 1e-9)
+        self._speed = (now, self.env_steps)
+        returns, successes = zip(*self.recent) if self.recent else ((np.nan,), (np.nan,))
+        last = self.last_eval or {'return_mean': np.nan, 'success': np.nan}
+        left = self.config.env_steps - self.env_steps
+        return Progress(
+            self.env_steps, self.config.env_steps, self.updates, float(np.mean(returns)),
+            float(np.mean(successes)), last['return_mean'], last['success'], speed,
+            max(left, 0) / max(speed, 1e-9))
+
+    def _trim_metrics(self):
+        """Forget the rows that a killed run logged after its last checkpoint."""
+        path = self.run_dir / METRICS_FILE
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)['env_steps'] <= self.env_steps:
+                    rows.append(line + '\n')
+            except json.JSONDecodeError:  # a row cut short by the kill
+                continue
+        write_atomic(path, lambda file: file.write(''.join(rows).encode()))
+
+    def _state(self):
+        return {'identity': self.identity, 'learner': self.learner.state_dict(),
+                'optimizer': self.learner.optimizer.state_dict(),
+                'replay': self.replay.state_dict(), 'env_steps': self.env_steps,
+                'updates': self.updates, 'updates_due': self.updates_due,
+                'running_return': self.running_return.copy(), 'recent': list(self.recent),
+                'last_eval': self.last_eval, 'train_seconds': self.train_seconds,
+                'obs': self.obs.copy(), 'worlds': list(self.envs.get_attr('state')),
+                'rng': self.rng.bit_generator.state, 'torch_rng': torch.get_rng_state()}
+
+    def _load_state(self, state):
+        self.learner.load_state_dict(state['learner'])
+        self.learner.optimizer.load_state_dict(state['optimizer'])
+        self.replay.load_state_dict(state['replay'])
+        for name in ('env_steps', 'updates', 'updates_due', 'running_return', 'last_eval',
+                     'train_seconds', 'obs'):
+            setattr(self, name, state[name])
+        self.recent.extend(state['recent'])
+        self.envs.set_attr('state', state['worlds'])
+        self.rng.bit_generator.state = state['rng']
+        torch.set_rng_state(state['torch_rng'])
