@@ -28,7 +28,9 @@ def share_path(*parts: str) -> Path:
     :raises SpecError: if neither the installed share directory nor the source tree has it.
     """
     looked = []
-    for root in (_ament_share(), Path(__file__).resolve().parent.parent):
+    # Code that runs from a source tree takes that tree's files, whatever else is installed.
+    source = Path(__file__).resolve().parent.parent
+    for root in (source if (source / 'package.xml').exists() else None, _ament_share()):
         if root is not None:
             path = root.joinpath(*parts)
             if path.exists():
@@ -45,5 +47,5 @@ def _ament_share() -> Path | None:
         return None
     try:
         return Path(get_package_share_directory('dpg_robot'))
-    except (LookupError, ValueError):
+    except (LookupError, ValueError, OSError):  # not in the index, or no AMENT_PREFIX_PATH
         return None
