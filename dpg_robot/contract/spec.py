@@ -219,7 +219,8 @@ def _check_message(term, name):
 def _check_length(term, name, key):
     got = len(getattr(term, key))
     if got != term.size:
-        raise SpecError(f'{name}.{key} must have one value for each field ({term.size}), got {got}')
+        raise SpecError(
+            f'{name}.{key} must have one value for each field ({term.size}), got {got}')
 
 
 def _check_range(term, name):

@@ -1,0 +1,91 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A PolicySpec in words: the same Markdown on the terminal and on a model's card."""
+
+from __future__ import annotations
+
+from dpg_robot.contract.spec import PolicySpec
+
+
+def describe(spec: PolicySpec, content_hash: str) -> str:
+    """Return the contract as a roboticist reads it, in Markdown."""
+    record = spec.training
+    lines = [
+        f'# {spec.task}', '',
+        f'A policy for the robot `{spec.robot}`, run at {spec.control_rate_hz:g} Hz: '
+        f'{spec.obs_dim} numbers in, {spec.action_dim} out.', '',
+        '## It reads', '',
+        *_table(('term', 'topic', 'type', 'fields', 'unit', 'max age [s]', 'valid range'),
+                [(t.name, t.topic, t.type, _join(t.fields), t.unit, f'{t.max_age_s:g}',
+                  _range(t.lower, t.upper)) for t in spec.observation]), '',
+        '## It commands', '',
+        *_table(('term', 'topic', 'type', 'fields', 'unit', 'limits', 'rate limit [unit/s]',
+                 'safe command'),
+                [(t.name, t.topic, t.type, _join(t.joints or t.fields), t.unit,
+                  _range(t.lower, t.upper), _values(t.rate_limit, 'none'),
+                  _values(t.safe, 'hold')) for t in spec.action]), '',
+        '## It was trained', '',
+        *_table(('what', 'value'), [
+            ('estimator', record.estimator), ('environment steps', f'{record.env_steps:,}'),
+            ('seed', str(record.seed)), *_flatten('world', record.world),
+            *_evaluation(record.evaluation),
+            ('versions', ', '.join(f'{k} {v}' for k, v in record.versions.items())),
+            ('content hash', content_hash)])]
+    return '\n'.join(lines) + '\n'
+
+
+def _evaluation(evaluation):
+    if not evaluation:
+        return [('evaluation', 'none')]
+    e = evaluation
+    return [
+        ('success', f'{e["success"]:.3f} over {e["episodes"]} episodes, 95 % interval '
+                    f'{e["success_low"]:.3f} to {e["success_high"]:.3f}'),
+        ('return', f'{e["return_mean"]:.3f}, standard deviation {e["return_std"]:.3f}')]
+
+
+def _flatten(name, value):
+    if isinstance(value, dict) and value:
+        return [row for key, item in value.items() for row in _flatten(f'{name}.{key}', item)]
+    return [(name, 'none' if value == {} else str(value))]
+
+
+def _join(fields):
+    """Shorten a.b.x, a.b.y, a.b.z to a.b.{x, y, z}."""
+    heads = {field.rpartition('.')[0] for field in fields}
+    if len(fields) > 1 and len(heads) == 1 and '' not in heads:
+        return f'{heads.pop()}.{{{", ".join(f.rpartition(".")[2] for f in fields)}}}'
+    return ', '.join(fields)
+
+
+def _range(lower, upper):
+    return _unique(f'{low:g} to {high:g}' for low, high in zip(lower, upper)) or 'any'
+
+
+def _values(values, nothing):
+    return _unique(nothing if v is None else f'{v:g}' for v in values)
+
+
+def _unique(texts):
+    texts = list(texts)
+    return texts[0] if texts and len(set(texts)) == 1 else ', '.join(texts)
+
+
+def _table(head, rows):
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    yield '| ' + ' | '.join(cell.ljust(w) for cell, w in zip(head, widths)) + ' |'
+    yield '|' + '|'.join('-' * (w + 2) for w in widths) + '|'
+    for row in rows:
+        yield '| ' + ' | '.join(cell.ljust(w) for cell, w in zip(row, widths)) + ' |'

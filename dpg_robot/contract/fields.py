@@ -1,0 +1,284 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Field paths of a spec ('pose.position.x', 'data[3]', 'position[elbow_joint]') in messages.
+
+Messages are duck-typed: anything with the right attributes will do, so this needs no ROS.
+"""
+
+from __future__ import annotations
+
+from array import array
+from numbers import Real
+from operator import attrgetter
+from typing import Any, Callable, NamedTuple, Sequence
+
+import numpy as np
+
+from dpg_robot.contract.strict import SpecError
+
+class Field(NamedTuple):
+    """A parsed field: the attribute path and, for an array, which element."""
+
+    path: str
+    index: int | None = None
+    element: str | None = None
+
+    @property
+    def is_scalar(self) -> bool:
+        """Return whether the field is no element of an array."""
+        return self.index is None and self.element is None
+
+
+class FieldFault(Exception):
+    """A message lacks what a field asks for; ``kind`` is 'missing' or 'size'."""
+
+    def __init__(self, kind: str, detail: str):
+        """Keep the kind beside the message."""
+        super().__init__(detail)
+        self.kind = kind
+
+
+def parse_field(text: str) -> Field:
+    """Split a field of a spec into its parts; the spec has checked its form already."""
+    path, _, key = text.rstrip(']').partition('[')
+    if not key:
+        return Field(path)
+    return Field(path, index=int(key)) if key.isdigit() else Field(path, element=key)
+
+
+class FieldReader:
+    """Read the fields of one term from messages of one topic."""
+
+    def __init__(self, fields: tuple[str, ...]):
+        """Prepare the getters, one for each run of fields in the same array."""
+        self._parts = []
+        for position, field in enumerate(map(parse_field, fields)):
+            if field.is_scalar:
+                self._parts.append(_ScalarPart(field.path, position))
+                continue
+            by_name = field.element is not None
+            last = self._parts[-1] if self._parts else None
+            if not isinstance(last, _ArrayPart) or \
+                    (last.path, last.by_name) != (field.path, by_name):
+                self._parts.append(_ArrayPart(field.path, position, by_name))
+            self._parts[-1].keys.append(field.element if by_name else field.index)
+
+    def read(self, message: Any, out: np.ndarray) -> None:
+        """Copy the fields into ``out``, shape (number of fields,).
+
+        :raises FieldFault: if the message lacks an element, or an array has the wrong size.
+        """
+        for part in self._parts:
+            part.read(message, out)
+
+
+class _ScalarPart:
+
+    def __init__(self, path, start):
+        self.path, self.start = path, start
+        self._get = attrgetter(path)
+
+    def read(self, message, out):
+        try:
+            out[self.start] = self._get(message)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise FieldFault('missing', f'{self.path} is not a number here ({error})') from error
+
+
+class _ArrayPart:
+
+    def __init__(self, path, start, by_name):
+        self.path, self.start, self.by_name, self.keys = path, start, by_name, []
+        self._get = attrgetter(path)
+        self._names, self._indices = None, ()
+
+    def read(self, message, out):
+        try:
+            values = self._get(message)
+            indices = self._find(message, values) if self.by_name else self.keys
+            for offset, index in enumerate(indices, self.start):
+                out[offset] = values[index]
+        except IndexError as error:
+            raise FieldFault('size', f'{self.path} must have at least {max(self.keys) + 1} '
+                             f'elements, got {len(values)}') from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise FieldFault('missing', f'{self.path} is not an array of numbers here '
+                             f'({error})') from error
+
+    def _find(self, message, values):
+        # Comparing the names takes far less time than looking each one up again.
+        if message.name != self._names:
+            self._indices = self._look_up(list(message.name))
+            self._names = list(message.name)
+        if len(values) != len(self._names):
+            raise FieldFault('size', f'{self.path} must have one element for each name '
+                             f'({len(self._names)}), got {len(values)}')
+        return self._indices
+
+    def _look_up(self, names):
+        for joint in self.keys:
+            if names.count(joint) != 1:
+                raise FieldFault('missing', f'joint {joint} must appear once in name, found '
+                                 f'{names.count(joint)} in {names}')
+        return [names.index(joint) for joint in self.keys]
+
+
+class FieldWriter:
+    """Write a vector into one message, which is filled again and again."""
+
+    def __init__(self, fields: tuple[str, ...], message: Any, name: str):
+        """Size the message's arrays: by the largest index, or one element for each joint.
+
+        :param message: an empty message; it is kept, and :meth:`write` fills it.
+        :param name: what to call the topic in errors.
+        :raises SpecError: if the message lacks a field, or an array would keep a gap that no
+            field fills.
+        """
+        self.message = message
+        check_fields(fields, message, name)
+        self.message = message
+        self._scalars, self._arrays, arrays = [], [], {}
+        parsed = [parse_field(text) for text in fields]
+        joints = list(dict.fromkeys(f.element for f in parsed if f.element is not None))
+        for position, field in enumerate(parsed):
+            if field.is_scalar:
+                self._scalars.append((*_parent(message, field.path), position))
+            else:
+                index = field.index if field.element is None else joints.index(field.element)
+                arrays.setdefault(field.path, {})[index] = position
+        for path, places in arrays.items():
+            by_name = any(f.path == path and f.element is not None for f in parsed)
+            size = len(joints) if by_name else max(places) + 1
+            _check_no_gap(path, places, size, name)
+            self._arrays.append((_sized_array(message, path, size, name), places))
+        if joints:
+            message.name = joints
+
+    def write(self, values: np.ndarray) -> Any:
+        """Fill the message and return it.
+
+        :param values: shape (number of fields,), finite.
+        """
+        for parent, leaf, position in self._scalars:
+            setattr(parent, leaf, float(values[position]))
+        for target, places in self._arrays:
+            for index, position in places.items():
+                target[index] = float(values[position])
+        return self.message
+
+
+class TopicGroup(NamedTuple):
+    """The terms that share a topic: all their fields, and each one's place in the vector."""
+
+    type: str
+    fields: tuple[str, ...]
+    places: np.ndarray
+    frame_ids: frozenset[str]
+
+
+def group_by_topic(terms: Sequence) -> dict[str, TopicGroup]:
+    """Group observation or action terms by their topic, in the spec's order."""
+    members, start = {}, 0
+    for term in terms:
+        members.setdefault(term.topic, []).append((term, start))
+        start += term.size
+    return {topic: TopicGroup(
+        group[0][0].type,
+        tuple(field for term, _ in group for field in term.fields),
+        np.array([first + i for term, first in group for i in range(term.size)]),
+        frozenset(getattr(term, 'frame_id', '') for term, _ in group))
+        for topic, group in members.items()}
+
+
+class MessageWriter:
+    """Write a vector of all terms into one message for each topic."""
+
+    def __init__(self, terms: Sequence, make_message: Callable[[str], Any]):
+        """Make and size the messages.
+
+        :param terms: the observation or action terms of a spec.
+        :param make_message: returns an empty message of a type like 'std_msgs/msg/Float64'.
+        :raises SpecError: if a message type lacks a field, fields leave a gap in an array, or
+            the terms of one topic differ in their frame.
+        """
+        self._outputs = []
+        for topic, group in group_by_topic(terms).items():
+            message = make_message(group.type)
+            writer = FieldWriter(group.fields, message, f'topic {topic}')
+            header = getattr(message, 'header', None)
+            if len(group.frame_ids) > 1:
+                raise SpecError(f'topic {topic}: its terms must have one frame_id, got '
+                                f'{", ".join(sorted(group.frame_ids))}')
+            if header is not None:
+                header.frame_id = next(iter(group.frame_ids))
+            self._outputs.append((topic, writer, group.places, header))
+
+    def write(self, vector: np.ndarray, stamp: Any) -> list[tuple[str, Any]]:
+        """Fill the messages; a topic with an element that is not finite is left out.
+
+        :param vector: one value for each element of all terms.
+        :param stamp: a message time, put into every header.
+        :return: topics and messages, the messages valid until the next call.
+        """
+        messages = []
+        for topic, writer, places, header in self._outputs:
+            values = vector[places]
+            if np.isfinite(values).all():
+                if header is not None:
+                    header.stamp = stamp
+                messages.append((topic, writer.write(values)))
+        return messages
+
+
+def _check_no_gap(path, places, size, name):
+    missing = [index for index in range(size) if index not in places]
+    if missing:
+        raise SpecError(f'{name}: every element of {path} must be named by a field, '
+                        f'missing element {missing[0]} of {size}')
+
+
+def _parent(message, path):
+    head, _, leaf = path.rpartition('.')
+    return (attrgetter(head)(message) if head else message), leaf
+
+
+def _sized_array(message, path, size, name):
+    parent, leaf = _parent(message, path)
+    current = getattr(parent, leaf)
+    if isinstance(current, array):
+        # Assigning an array.array spares rclpy a check of every element.
+        setattr(parent, leaf, array(current.typecode, [0] * size))
+    elif size > len(current):
+        raise SpecError(f'{name}: {path} must have at most {len(current)} elements, got {size}')
+    return getattr(parent, leaf)
+
+
+def check_fields(fields: tuple[str, ...], message: Any, name: str) -> None:
+    """Check that a message type has the fields, on an empty message of that type.
+
+    :param name: what to call the term in errors.
+    :raises SpecError: naming the field that the type lacks.
+    """
+    for text in fields:
+        field = parse_field(text)
+        try:
+            value = attrgetter(field.path)(message)
+        except AttributeError:
+            value = None
+        wanted = Real if field.is_scalar else (array, np.ndarray)
+        if not isinstance(value, wanted) or isinstance(value, bool) or (
+                field.element is not None and not hasattr(message, 'name')):
+            kind = 'a number' if field.is_scalar else 'an array of numbers'
+            raise SpecError(f'{name}: {type(message).__name__} must have {kind} at {text}')

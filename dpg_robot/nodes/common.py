@@ -1,0 +1,216 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the nodes share: parameters from a table, diagnostics, and how to start and stop."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, Callable, NamedTuple, Sequence
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from dpg_robot.contract.strict import SpecError
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+import rclpy
+from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException, ParameterException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+
+NEWEST_BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+NEWEST_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class Parameter(NamedTuple):
+    """A read-only parameter of a node; its type is that of the default."""
+
+    name: str
+    default: Any
+    description: str
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
+    """Declare a table of parameters and return their values by name.
+
+    :raises SpecError: if a value has the wrong type, range or is not one of the choices.
+    """
+    values = {}
+    for entry in table:
+        descriptor = ParameterDescriptor(description=entry.description, read_only=True)
+        if entry.choices:
+            descriptor.additional_constraints = 'one of ' + ', '.join(entry.choices)
+        if entry.minimum is not None:
+            if isinstance(entry.default, float):
+                descriptor.floating_point_range = [FloatingPointRange(
+                    from_value=entry.minimum, to_value=entry.maximum)]
+            else:
+                descriptor.integer_range = [IntegerRange(
+                    from_value=entry.minimum, to_value=entry.maximum, step=1)]
+        try:
+            value = node.declare_parameter(entry.name, entry.default, descriptor).value
+        except ParameterException as error:
+            rule = f' (from {entry.minimum} to {entry.maximum})' \
+                if entry.minimum is not None else ''
+            raise SpecError(f'parameter {entry.name}{rule}: {error}') from error
+        if entry.choices and value not in entry.choices:
+            raise SpecError(f'parameter {entry.name} must be one of '
+                            f'{", ".join(entry.choices)}; got {value!r}')
+        values[entry.name] = value
+    return values
+
+
+def message_class(type_name: str) -> type:
+    """Return the class of a type like 'sensor_msgs/msg/JointState'.
+
+    :raises SpecError: if it is not installed.
+    """
+    package, _, name = type_name.split('/')
+    try:
+        return getattr(importlib.import_module(f'{package}.msg'), name)
+    except (ImportError, AttributeError) as error:
+        raise SpecError(f'message type {type_name} is not installed') from error
+
+
+def decimal(value: float) -> str:
+    """Write a number as plain decimal digits, which any program reads back."""
+    return str(value) if isinstance(value, int) else f'{value:.6f}'
+
+
+def flatten(values: dict, prefix: str = '') -> dict[str, str]:
+    """Turn nested values into dotted keys and strings, for diagnostics."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f'{prefix}{key}.'))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[prefix + key] = decimal(value)
+        else:
+            flat[prefix + key] = str(value)
+    return flat
+
+
+class Diagnostics:
+    """Publish one status on ``/diagnostics``."""
+
+    LEVELS = {'OK': DiagnosticStatus.OK, 'WARN': DiagnosticStatus.WARN,
+              'ERROR': DiagnosticStatus.ERROR}
+
+    def __init__(self, node: Node, part: str, hardware_id: str):
+        """Name the status after the node and one of its parts."""
+        self._node = node
+        self._name, self._hardware_id = f'{node.get_name()}: {part}', hardware_id
+        self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
+
+    def publish(self, level: str, message: str, values: dict) -> None:
+        """Publish a status.
+
+        :param level: 'OK', 'WARN' or 'ERROR'.
+        :param values: may be nested; keys are joined with dots, numbers written in decimals.
+        """
+        status = DiagnosticStatus(
+            level=self.LEVELS[level], name=self._name, message=message,
+            hardware_id=self._hardware_id,
+            values=[KeyValue(key=k, value=v) for k, v in flatten(values).items()])
+        stamp = self._node.get_clock().now().to_msg()
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = stamp
+        self._publisher.publish(array)
+
+
+def flush(publishers: Sequence) -> None:
+    """Wait for a moment until the last messages have arrived; shutting down could lose them."""
+    for publisher in publishers:
+        publisher.wait_for_all_acked(Duration(seconds=0.3))
+
+
+def quiet_garbage_collector() -> None:
+    """Take the collector out of the control loop; :func:`collect_garbage` is its replacement.
+
+    A full collection takes tens of milliseconds with all libraries loaded, at a time of its own
+    choosing. What is alive now stays alive, so it is set aside for good.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def collect_garbage() -> None:
+    """Collect what messages and services left behind; for the slack between two ticks."""
+    gc.collect()
+
+
+def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None) -> int:
+    """Run a node whose ``loop()`` has a thread of its own, until SIGINT or SIGTERM.
+
+    The main thread only waits for signals, so that ``stop`` is set at once; a thread executes
+    callbacks; ``loop`` must return when ``stop`` is set, and publishes last words before it
+    does, because the ROS context is still valid then.
+
+    :param make_node: makes the node from the ``stop`` event.
+    :return: the exit code: 0, or 2 after a startup error, 1 after a failure of the loop.
+    """
+    stop, failed = threading.Event(), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    node = None
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        node = make_node(stop)
+    except (ValueError, RuntimeError, NameValidationException) as error:
+        line = ' '.join(str(error).split())
+        print(f'{make_node.__name__}: {line}', file=sys.stderr, flush=True)
+        _shut_down(node)
+        return 2
+
+    def guard(function):
+        try:
+            function()
+        except Exception:
+            failed.set()
+            node.get_logger().fatal(traceback.format_exc())
+        finally:
+            stop.set()
+
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+
+    def spin():
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.1)
+
+    threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in (node.loop, spin)]
+    for thread in threads:
+        thread.start()
+    stop.wait()
+    for thread in threads:
+        thread.join(timeout=5.0)
+    executor.shutdown(timeout_sec=1.0)
+    _shut_down(node)
+    return 1 if failed.is_set() else 0
+
+
+def _shut_down(node):
+    if node is not None:
+        node.destroy_node()
+    rclpy.try_shutdown()

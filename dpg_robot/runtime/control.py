@@ -1,0 +1,94 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""One control step of a policy, free of ROS: observation, policy, limits, or the safe command."""
+
+from __future__ import annotations
+
+import traceback
+from typing import NamedTuple
+
+import numpy as np
+
+from dpg_robot.contract.command import CommandLimiter
+from dpg_robot.contract.observation import Fault, ObservationAssembler
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+
+MODES = ('deterministic', 'sampled')
+
+
+class Step(NamedTuple):
+    """The outcome of a tick.
+
+    ``command``, shape (action_dim,), is in physical units and valid until the next tick; NaN
+    elements must not be sent. Any fault means that it is the safe command.
+    """
+
+    command: np.ndarray
+    faults: tuple[Fault, ...]
+
+
+class PolicyControl:
+    """What a robot does in each control period, whatever brings the messages in and out.
+
+    ``num_ticks`` and ``num_safe`` count all ticks and those that gave the safe command;
+    ``last_error`` is the traceback of the last exception in a tick.
+    """
+
+    def __init__(self, policy: OnnxPolicy, mode: str = 'deterministic', seed: int = 0):
+        """Prepare for ticks.
+
+        :param mode: 'deterministic' (eps = 0) or 'sampled' (eps ~ N(0, I)).
+        :param seed: of the sampled noise.
+        :raises SpecError: if the mode is unknown.
+        """
+        if mode not in MODES:
+            raise SpecError(f'mode must be one of {", ".join(MODES)}; got {mode}')
+        self.policy = policy
+        self.observation = ObservationAssembler(policy.spec)
+        self.limiter = CommandLimiter(policy.spec)
+        self.num_ticks = self.num_safe = 0
+        self.last_error = ''
+        self._rng = np.random.default_rng(seed) if mode == 'sampled' else None
+
+    def tick(self, now_s: float) -> Step:
+        """Return the command for now; never raises, because silence is not safe.
+
+        :param now_s: time on the steady clock of the observation's updates.
+        """
+        self.num_ticks += 1
+        try:
+            command, faults = self._decide(now_s)
+        except Exception as error:
+            self.last_error = traceback.format_exc()
+            fault = Fault('control', 'exception', f'{type(error).__name__}: {error}')
+            command, faults = None, (fault,)
+        if command is None:
+            self.num_safe += 1
+            command = self.limiter.safe()
+        return Step(command, faults)
+
+    def _decide(self, now_s):
+        observation, faults = self.observation.assemble(now_s)
+        if observation is None:
+            return None, faults
+        eps = None
+        if self._rng is not None:
+            eps = self._rng.standard_normal(self.policy.spec.eps_dim, dtype=np.float32)
+        action = self.policy(observation, eps)
+        command = self.limiter.limit(action)
+        if command is None:
+            return None, (Fault('action', 'not finite', f'the policy gave {action}'),)
+        return command, ()
