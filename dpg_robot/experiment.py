@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,8 @@ import numpy as np
 import yaml
 
 from dpg_robot import __version__
+from dpg_robot.contract.describe import describe
+from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
@@ -120,7 +123,7 @@ def _refuse_other(old, new, run_dir, name=''):
 
 def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
                    episodes: int = 100) -> tuple[PolicySpec, float]:
-    """Evaluate a trainer's policy and write it as one ONNX file.
+    """Evaluate a trainer's policy and write it as one ONNX file, with a card beside it.
 
     :param episodes: how many to evaluate; the result is stored in the file.
     :return: the spec in the file, and the parity found (fraction of the action range).
@@ -136,7 +139,11 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     if not len(recorded):
         raise SpecError(f'nothing to export in {trainer.run_dir}: no environment step was taken')
     observations = recorded[-PARITY_OBSERVATIONS:]
-    return spec, export_policy(trainer.learner.policy, spec, observations, path)
+    path = Path(path)
+    parity = export_policy(trainer.learner.policy, spec, observations, path)
+    card = describe(spec, read_sealed(path)[1])
+    write_atomic(path.with_suffix('.md'), lambda file: file.write(card.encode()))
+    return spec, parity
 
 
 def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySpec, float]:
@@ -148,15 +155,23 @@ def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySp
     if not (run_dir / CHECKPOINT_FILE).exists():
         raise SpecError(f'{run_dir} holds no checkpoint to export: there is no {CHECKPOINT_FILE}')
     config = load_config(run_dir / CONFIG_FILE)
-    return export_trainer(open_trainer(None, run_dir, resume=True), config, path, episodes)
+    trainer = open_trainer(None, run_dir, resume=True)
+    try:
+        return export_trainer(trainer, config, path, episodes)
+    finally:
+        trainer.close()
 
 
-def world_of(spec: PolicySpec) -> WorldConfig:
+def world_of(spec: PolicySpec, overrides: list[str] = ()) -> WorldConfig:
     """Return the world that a policy was trained in.
 
-    :raises SpecError: if the spec does not say.
+    :param overrides: changes such as ``noise.actuator=0.2``.
+    :raises SpecError: if the spec does not say, or an override is wrong.
     """
-    return load(WorldConfig, spec.training.world, 'training.world')
+    data = copy.deepcopy(spec.training.world)
+    for override in overrides:
+        _apply(data, override)
+    return load(WorldConfig, data, 'world')
 
 
 def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_000) -> Evaluation:

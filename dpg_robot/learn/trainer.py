@@ -168,6 +168,11 @@ class Trainer:
         """Write the checkpoint."""
         save_checkpoint(self.checkpoint_path, self._state())
 
+    def close(self) -> None:
+        """Release the worlds."""
+        self.envs.close()
+        self.eval_envs.close()
+
     def _collect(self):
         """Take one step in every world and remember it."""
         action = self._explore()

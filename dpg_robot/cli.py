@@ -1,0 +1,197 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The command dpg-robot: train, evaluate, export, inspect, demo."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+import json
+import os
+from pathlib import Path
+import signal
+import sys
+import threading
+
+from dpg_robot.contract.strict import SpecError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; a user's mistake is one line on standard error and exit status 2."""
+    options = make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (SpecError, OSError) as error:
+        print(f'dpg-robot: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog='dpg-robot', description='Train policies in a noisy MuJoCo world, and run them.')
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    train = commands.add_parser('train', help='train a policy')
+    train.add_argument('config', nargs='?', help='a task, such as fetch_reach, or a YAML file; '
+                       'not needed with --resume')
+    train.add_argument('--run-dir', type=Path, help='folder of the run (default: runs/TASK)')
+    train.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
+    _add_training_options(train)
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser('evaluate', help='run an exported policy in simulation')
+    evaluate.add_argument('model', type=Path)
+    evaluate.add_argument('--episodes', type=_positive, default=100)
+    evaluate.add_argument('--seed', type=int, default=1_000_000)
+    evaluate.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                          help='change the world it was trained in: noise.actuator=0.2')
+    _add_json(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser('export', help="write a run's policy as one ONNX file")
+    export.add_argument('run_dir', type=Path)
+    export.add_argument('--output', type=Path, help='default: RUN_DIR/model.onnx')
+    export.add_argument('--episodes', type=_positive, default=100,
+                        help='episodes to evaluate for the record in the file')
+    export.set_defaults(run=_export)
+
+    inspect = commands.add_parser('inspect', help="print a model file's contract")
+    inspect.add_argument('model', type=Path)
+    inspect.set_defaults(run=_inspect)
+
+    demo = commands.add_parser(
+        'demo', help='train, export, and drive the simulated robot through ROS 2 topics')
+    demo.add_argument('--run-dir', type=Path, default=Path('runs/demo'))
+    demo.add_argument('--episodes', type=_positive, default=100,
+                      help='to evaluate in process, and again through topics')
+    _add_training_options(demo)
+    _add_json(demo)
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_training_options(parser):
+    parser.add_argument('--estimator', help='denoising, critic or doubly_robust')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--env-steps', type=int)
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='change any key of the YAML: learner.sigma=0.3')
+
+
+def _add_json(parser):
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the result here')
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {value}')
+    return value
+
+
+def _overrides(options):
+    named = {'learner.estimator': options.estimator, 'trainer.seed': options.seed,
+             'trainer.env_steps': options.env_steps}
+    return options.set + [f'{key}={value}' for key, value in named.items() if value is not None]
+
+
+def write_json(path: Path | None, result: dict) -> None:
+    """Write a result where the user asked for it, if at all."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _train(options):
+    from dpg_robot.experiment import CONFIG_FILE, load_config
+    if options.config is None and not options.resume:
+        raise SpecError('name a task, such as fetch_reach, or a YAML file; or use --resume')
+    run_dir = options.run_dir or Path('runs') / Path(options.config or 'fetch_reach').stem
+    config = options.config or run_dir / CONFIG_FILE
+    if not train(load_config(config, _overrides(options)), run_dir, options.resume):
+        print(f'stopped; go on with: dpg-robot train --resume --run-dir {run_dir}')
+        return
+    print(f'done; write the policy with: dpg-robot export {run_dir}')
+
+
+def train(config, run_dir: Path, resume: bool = False) -> bool:
+    """Train with a progress bar; SIGINT and SIGTERM stop it behind a checkpoint.
+
+    :return: whether the training is finished.
+    """
+    from dpg_robot.experiment import open_trainer
+    from tqdm import tqdm
+    trainer = open_trainer(config, run_dir, resume)
+    stop = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stop.set())
+                for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
+                  desc=f'{config.world.task} {config.learner.estimator}') as bar:
+            def show(progress):
+                bar.set_postfix_str(
+                    f'return {progress.episode_return:.2f}, success {progress.success:.2f}, '
+                    f'evaluated {progress.eval_success:.2f}', refresh=False)
+                bar.update(progress.env_steps - bar.n)
+            return trainer.run(show, stop.is_set)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        trainer.close()
+
+
+def _evaluate(options):
+    from dpg_robot.experiment import evaluate_model, world_of
+    from dpg_robot.runtime.onnx_policy import OnnxPolicy
+    policy = OnnxPolicy(options.model)
+    world = world_of(policy.spec, options.set)
+    result = asdict(evaluate_model(policy, world, options.episodes, options.seed))
+    print(f'success {result["success"]:.3f} over {result["episodes"]} episodes '
+          f'(95 % interval {result["success_low"]:.3f} to {result["success_high"]:.3f}), '
+          f'return {result["return_mean"]:.3f} (std {result["return_std"]:.3f})')
+    write_json(options.json, {'model': str(options.model), 'content_hash': policy.content_hash,
+                              **result})
+
+
+def _export(options):
+    from dpg_robot.experiment import export_run
+    output = options.output or options.run_dir / 'model.onnx'
+    spec, parity = export_run(options.run_dir, output, options.episodes)
+    evaluation = spec.training.evaluation
+    print(f'{output}: success {evaluation["success"]:.3f} over {evaluation["episodes"]} episodes, '
+          f'torch and ONNX agree to {parity:.1e} of the action range')
+
+
+def _inspect(options):
+    from dpg_robot.contract.describe import describe
+    from dpg_robot.runtime.onnx_policy import OnnxPolicy
+    policy = OnnxPolicy(options.model)
+    print(describe(policy.spec, policy.content_hash), end='')
+
+
+def _demo(options):
+    os.environ.setdefault('MUJOCO_GL', 'egl')  # read once, when mujoco is imported
+    from dpg_robot.demo import run_demo
+    from dpg_robot.experiment import load_config
+    result = run_demo(load_config('fetch_reach', _overrides(options)), options.run_dir,
+                      options.episodes)
+    write_json(options.json, result)
+
+
+if __name__ == '__main__':
+    main()
