@@ -14,10 +14,11 @@
 
 """Specs and small policy files for tests."""
 
-from dpg_robot.contract import model_file
-from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec
 import numpy as np
 from onnx import helper, numpy_helper, TensorProto
+
+from dpg_robot.contract import model_file
+from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec
 
 
 def pose_spec(**changes):

@@ -30,10 +30,10 @@ class CommandLimiter:
     command is sent at once and is not rate limited.
 
     An element whose ``safe`` is null holds its last command. Before its first command there is
-    nothing to hold: such an element is NaN in :attr:`last`, and a command with NaN in it must
-    not be sent (:class:`.fields.MessageWriter` leaves that topic out). An invented zero would be a jump
-    for a joint position. For the same reason its first command cannot be rate limited; every
-    other element starts from its safe value.
+    nothing to hold: such an element is NaN in :attr:`last`, and a topic with NaN in it must not
+    be sent (:class:`.fields.MessageWriter` leaves it out). An invented zero would be a jump for
+    a joint position. For the same reason its first command cannot be rate limited; every other
+    element starts from its safe value.
 
     ``num_clipped`` and ``num_rate_limited``, shape (action_dim,), count what was cut off, and
     ``num_not_finite`` counts refused actions.

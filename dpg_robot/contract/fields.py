@@ -28,6 +28,7 @@ import numpy as np
 
 from dpg_robot.contract.strict import SpecError
 
+
 class Field(NamedTuple):
     """A parsed field: the attribute path and, for an array, which element."""
 
@@ -205,11 +206,12 @@ def group_by_topic(terms: Sequence) -> dict[str, TopicGroup]:
 class MessageWriter:
     """Write a vector of all terms into one message for each topic."""
 
-    def __init__(self, terms: Sequence, make_message: Callable[[str], Any]):
+    def __init__(self, terms: Sequence, make_message: Callable[[str], Any], frame_id: str = ''):
         """Make and size the messages.
 
         :param terms: the observation or action terms of a spec.
         :param make_message: returns an empty message of a type like 'std_msgs/msg/Float64'.
+        :param frame_id: the frame of terms that do not have their own.
         :raises SpecError: if a message type lacks a field, fields leave a gap in an array, or
             the terms of one topic differ in their frame.
         """
@@ -222,7 +224,7 @@ class MessageWriter:
                 raise SpecError(f'topic {topic}: its terms must have one frame_id, got '
                                 f'{", ".join(sorted(group.frame_ids))}')
             if header is not None:
-                header.frame_id = next(iter(group.frame_ids))
+                header.frame_id = next(iter(group.frame_ids)) or frame_id
             self._outputs.append((topic, writer, group.places, header))
 
     def write(self, vector: np.ndarray, stamp: Any) -> list[tuple[str, Any]]:

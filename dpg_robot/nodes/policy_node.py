@@ -27,15 +27,25 @@ import sys
 import threading
 import time
 
+from rclpy.node import Node
+
 from dpg_robot.contract.fields import check_fields, MessageWriter
 from dpg_robot.nodes.common import (
-    collect_garbage, declare_parameters, Diagnostics, flush, message_class, NEWEST_BEST_EFFORT,
-    NEWEST_RELIABLE, Parameter, quiet_garbage_collector, run)
+    collect_garbage,
+    declare_parameters,
+    Diagnostics,
+    flush,
+    message_class,
+    NEWEST_BEST_EFFORT,
+    NEWEST_RELIABLE,
+    Parameter,
+    quiet_garbage_collector,
+    run,
+)
 from dpg_robot.resources import share_path
 from dpg_robot.runtime.control import MODES, PolicyControl
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.runtime.timing import LatencyStatistics, Pacer, PhaseLock
-from rclpy.node import Node
 
 PARAMETERS = (
     Parameter('model', '', 'Policy file (.onnx); empty for the fetch_reach policy that comes '
@@ -43,7 +53,7 @@ PARAMETERS = (
     Parameter('mode', 'deterministic', 'Use the policy without its noise, or sample it.',
               choices=MODES),
     Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),
-    Parameter('tick_phase', 0.1, 'Delay from the arrival of the state to the tick, as a part of '
+    Parameter('tick_phase', 0.05, 'Delay from the arrival of the state to the tick, as a part of '
               'the control period; covers the jitter of arrivals.', 0.0, 0.9),
     Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; for "
               'a simulation that is itself faster than real time.', 0.1, 20.0),

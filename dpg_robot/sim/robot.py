@@ -1,0 +1,138 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A stochastic world as a robot: it goes on in real time, whether commands come or not.
+
+At tick k the newest command acts for one control period, and the new state is there. A command
+that answers the state of tick k - 1 thus acts exactly as it would in a loop in one process, as
+long as it arrives before tick k.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+
+from dpg_robot.contract.command import CommandLimiter
+from dpg_robot.contract.fields import group_by_topic
+from dpg_robot.contract.spec import PolicySpec
+
+
+class EpisodeResult(NamedTuple):
+    """How an episode went; ``episode`` counts from 1."""
+
+    episode: int
+    success: bool
+    episode_return: float
+    length: int
+
+
+class SimulatedRobot:
+    """A world that goes on in ticks, whatever commands come.
+
+    ``observation`` is its newest state; ``state`` is 'waiting' (for the first command of an
+    episode), 'driven', 'safe' (commands stopped) or 'ended'. ``num_safe_steps`` counts steps
+    without a command to obey, ``num_late_commands`` steps on a held one.
+    """
+
+    def __init__(self, world: gymnasium.Env, seed: int = 0, hold_s: float = 0.2,
+                 auto_reset: bool = True, wait_for_command: bool = True, episodes: int = 0):
+        """Begin the first episode.
+
+        :param world: has ``policy_spec``, physical observations and normalised actions.
+        :param hold_s: how long the last command acts after commands stop [simulated s].
+        :param auto_reset: begin the next episode at once when one ends.
+        :param wait_for_command: hold the first state of an episode until a command other than
+            the safe one arrives; without, the safe command acts until then.
+        :param episodes: end after this many episodes; 0 for never.
+        """
+        self.spec: PolicySpec = world.policy_spec
+        self._world, self._episodes = world, episodes
+        self._auto_reset, self._wait_for_command = auto_reset, wait_for_command
+        self._scale = np.array([value for term in self.spec.action for value in term.scale])
+        # There is nothing to hold before the first command: an element that would is at rest.
+        self._safe = np.nan_to_num(CommandLimiter(self.spec).safe())
+        self._command = self._safe.copy()
+        self._groups = group_by_topic(self.spec.action)
+        self._hold_ticks = math.ceil(hold_s * self.spec.control_rate_hz - 1e-9)
+        self._lock = threading.Lock()
+        self.num_steps = self.num_safe_steps = self.num_late_commands = 0
+        self.num_episodes = self.num_successes = 0
+        self.state = 'waiting'
+        self.begin_episode(seed)
+
+    def begin_episode(self, seed: int | None = None) -> None:
+        """Reset the world and forget the old episode's command."""
+        self.observation, _ = self._world.reset(seed=seed)
+        if self.state == 'ended':
+            self.state = 'waiting'
+        self._begun = False
+        self._return, self._length = 0.0, 0
+        with self._lock:
+            self._ticks_since = dict.fromkeys(self._groups)
+            self._command[:] = self._safe
+
+    def give_command(self, topic: str, values: np.ndarray) -> None:
+        """Take a command, in physical units, for the elements of one topic; from any thread."""
+        with self._lock:
+            self._command[self._groups[topic].places] = values
+            self._ticks_since[topic] = 0
+
+    def tick(self) -> EpisodeResult | None:
+        """Go on for one control period; afterwards ``observation`` is the newest state.
+
+        :return: the result, if an episode ended.
+        """
+        if self.state == 'ended':
+            return None
+        command, state = self._newest_command()
+        self.state = state
+        if state == 'waiting' and self._wait_for_command:
+            return None
+        self.num_steps += 1
+        self.num_safe_steps += state != 'driven'
+        self.observation, reward, terminated, truncated, info = self._world.step(
+            np.clip(command / self._scale, -1.0, 1.0))
+        self._return += float(reward)
+        self._length += 1
+        return self._end_episode(bool(info['is_success'])) if terminated or truncated else None
+
+    def _newest_command(self):
+        with self._lock:
+            ages = self._ticks_since.values()
+            # A controller that has no full observation yet sends the safe command.
+            self._begun |= None not in ages and not np.array_equal(self._command, self._safe)
+            if not self._begun:
+                return self._safe, 'waiting'
+            oldest = max(ages)
+            for topic in self._ticks_since:
+                self._ticks_since[topic] += 1
+            if oldest > self._hold_ticks:
+                return self._safe, 'safe'
+            self.num_late_commands += oldest > 0
+            return self._command.copy(), 'driven'
+
+    def _end_episode(self, success):
+        self.num_episodes += 1
+        self.num_successes += success
+        result = EpisodeResult(self.num_episodes, success, self._return, self._length)
+        if self._auto_reset and self.num_episodes != self._episodes:
+            self.begin_episode()
+        else:
+            self.state = 'ended'
+        return result
