@@ -49,4 +49,4 @@ test: venv  ## build with colcon, then run every test and linter
 
 clean:  ## remove what was built; .venv and runs stay
 	rm -rf build install log .pytest_cache .ruff_cache .hypothesis dpg_robot.egg-info
-	find dpg_robot test benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +

@@ -73,6 +73,7 @@ def test_one_version_everywhere():
         [sys.executable, 'setup.py', '--version'], cwd=ROOT, capture_output=True, text=True,
         check=True)
     assert told.stdout.split()[-1] == version
+    assert dpg_robot.__version__ == version
     changes = re.findall(
         r'^(\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)\n-+$', (ROOT / 'CHANGELOG.rst').read_text(), re.M)
     assert changes[0] == version

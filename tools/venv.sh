@@ -91,6 +91,7 @@ fi
 
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check install)
 echo "installing into $venv for Python $version (some minutes the first time)"
+[[ $ros == no ]] || echo "(what pip says of packages outside $venv does no harm)"
 "${pip[@]}" --constraint requirements/constraints.txt "${requirements[@]}"
 "${pip[@]}" --no-deps --no-build-isolation --editable .
 
