@@ -41,7 +41,7 @@ NEWEST_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class Parameter(NamedTuple):
-    """A read-only parameter of a node; its type is that of the default."""
+    """A parameter of a node; its type is that of the default."""
 
     name: str
     default: Any
@@ -49,6 +49,7 @@ class Parameter(NamedTuple):
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    read_only: bool = True
 
 
 def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
     """
     values = {}
     for entry in table:
-        descriptor = ParameterDescriptor(description=entry.description, read_only=True)
+        descriptor = ParameterDescriptor(description=entry.description, read_only=entry.read_only)
         if entry.choices:
             descriptor.additional_constraints = 'one of ' + ', '.join(entry.choices)
         if entry.minimum is not None:
@@ -161,7 +162,8 @@ def collect_garbage() -> None:
     gc.collect()
 
 
-def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None) -> int:
+def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None,
+        grace_s: float | None = 5.0) -> int:
     """Run a node whose ``loop()`` has a thread of its own, until SIGINT or SIGTERM.
 
     The main thread only waits for signals, so that ``stop`` is set at once; a thread executes
@@ -169,6 +171,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     does, because the ROS context is still valid then.
 
     :param make_node: makes the node from the ``stop`` event.
+    :param grace_s: how long ``loop`` may take to return [s]; None for as long as it takes.
     :return: the exit code: 0, or 2 after a startup error, 1 after a failure of the loop.
     """
     stop, failed = threading.Event(), threading.Event()
@@ -205,7 +208,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
         thread.start()
     stop.wait()
     for thread in threads:
-        thread.join(timeout=5.0)
+        thread.join(timeout=grace_s)
     executor.shutdown(timeout_sec=1.0)
     _shut_down(node)
     return 1 if failed.is_set() else 0
