@@ -34,7 +34,7 @@ from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.learner import LearnerConfig
-from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer, TrainerConfig
+from dpg_robot.learn.trainer import CHECKPOINT_FILE, refuse_other, Trainer, TrainerConfig
 from dpg_robot.resources import share_path
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
@@ -66,8 +66,10 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise SpecError(f'config file {path} cannot be read: {error.strerror}') from error
-    except yaml.YAMLError as error:
-        raise SpecError(f'config file {path} is not YAML: {error}') from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f'config file {path} must be YAML: {_one_line(error)}') from error
+    if not isinstance(data, dict):
+        raise SpecError(f'config file {path} must be a mapping, got {data!r}')
     for override in overrides:
         _apply(data, override)
     return load(ExperimentConfig, data)
@@ -82,7 +84,15 @@ def _apply(data, override):
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise SpecError(f'override {key}: {parent} is not a mapping, got {data!r}')
-    data[last] = yaml.safe_load(value)
+    try:
+        data[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f'override {key}: its value must be YAML, got {value!r}: '
+                        f'{_one_line(error)}') from error
+
+
+def _one_line(error):
+    return ' '.join(str(error).split())
 
 
 def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -> Trainer:
@@ -102,23 +112,13 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
     if path.exists() and resume:
         old = load_config(path)
         config = config or old
-        _refuse_other(dump(old), dump(config), run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+        refuse_other(dump(old), dump(config), run_dir)
+    envs = make_vector(config.world, config.trainer.num_envs)
+    trainer = Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
+                      run_dir, identity=dump(config))
     text = yaml.safe_dump(dump(config), sort_keys=False)
     write_atomic(path, lambda file: file.write(text.encode()))
-    envs = make_vector(config.world, config.trainer.num_envs)
-    return Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
-                   run_dir, identity=dump(config))
-
-
-def _refuse_other(old, new, run_dir, name=''):
-    for key, value in old.items():
-        full = f'{name}.{key}' if name else key
-        if isinstance(value, dict) and isinstance(new[key], dict):
-            _refuse_other(value, new[key], run_dir, full)
-        elif value != new.get(key) and full != 'trainer.env_steps':
-            raise SpecError(f'{full} must be {value}, as the training in {run_dir} began with, '
-                            f'got {new.get(key)}')
+    return trainer
 
 
 def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,

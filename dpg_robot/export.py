@@ -83,7 +83,9 @@ def export_policy(policy, spec: PolicySpec, observations: np.ndarray, path: Path
     :return: largest difference found, as a fraction of the action's range.
     :raises SpecError: if they differ by more than ``PARITY_TOLERANCE``; nothing is written.
     """
-    model = to_onnx(DeployedPolicy(policy, spec))
+    # New layers draw random numbers; a training that goes on afterwards must not notice.
+    with torch.random.fork_rng(devices=[]):
+        model = to_onnx(DeployedPolicy(policy, spec))
     observations = np.asarray(observations, np.float32)
     difference = parity(policy, spec, model, observations)
     if not difference <= PARITY_TOLERANCE:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-import pickle
 from typing import Any
 
 import torch
@@ -61,8 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, weights_only=False)
     except FileNotFoundError as error:
         raise SpecError(f'checkpoint {path} does not exist') from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SpecError(f'checkpoint {path} cannot be read: {error}') from error
+    except Exception as error:  # what unpickling garbage raises has no narrower base
+        reason = str(error).partition('\n')[0]
+        raise SpecError(f'checkpoint {path} cannot be read; it must be a whole file written by '
+                        f'this package: {type(error).__name__}: {reason}') from error
     version = state.get('checkpoint_version') if isinstance(state, dict) else None
     if version != CHECKPOINT_VERSION:
         raise SpecError(f'checkpoint {path} must have version {CHECKPOINT_VERSION}, got {version}')

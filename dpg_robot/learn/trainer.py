@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpg_robot.contract.strict import bounded
+from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.learner import Learner, LearnerConfig
@@ -98,6 +98,7 @@ class Trainer:
             in each world; ``eval_envs`` likewise.
         :param run_dir: folder for checkpoint, metrics and TensorBoard events.
         :param identity: plain data that describes the run, kept in the checkpoint.
+        :raises SpecError: if the checkpoint cannot be read, or belongs to another run.
         """
         self.config, self.envs, self.eval_envs = config, envs, eval_envs
         self.run_dir, self.identity = Path(run_dir), identity
@@ -261,6 +262,11 @@ class Trainer:
                 'rng': self.rng.bit_generator.state, 'torch_rng': torch.get_rng_state()}
 
     def _load_state(self, state):
+        refuse_other(state['identity'], self.identity, self.run_dir)
+        # The last round of all worlds may overshoot by less than num_envs.
+        if state['env_steps'] >= self.config.env_steps + self.config.num_envs:
+            raise SpecError(f'trainer.env_steps must be at least {state["env_steps"]}, the steps '
+                            f'already taken in {self.run_dir}, got {self.config.env_steps}')
         self.learner.load_state_dict(state['learner'])
         self.learner.optimizer.load_state_dict(state['optimizer'])
         self.replay.load_state_dict(state['replay'])
@@ -271,3 +277,19 @@ class Trainer:
         self.envs.set_attr('state', state['worlds'])
         self.rng.bit_generator.state = state['rng']
         torch.set_rng_state(state['torch_rng'])
+
+
+def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:
+    """Refuse to continue a run as another one; only ``trainer.env_steps`` may differ.
+
+    :param old: plain data that describes the run in ``run_dir``; ``new`` what was asked for.
+    :raises SpecError: naming the first key that differs.
+    """
+    for key in [*old, *(key for key in new if key not in old)]:
+        full = f'{name}.{key}' if name else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            refuse_other(before, after, run_dir, full)
+        elif before != after and full != 'trainer.env_steps':
+            raise SpecError(f'{full} must be {before}, as the training in {run_dir} began with, '
+                            f'got {after}')
