@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 import signal
 import sys
 import threading
@@ -182,8 +183,9 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node(stop)
     except (ValueError, RuntimeError, NameValidationException) as error:
+        name = re.sub('(?<=[a-z])(?=[A-Z])', '_', make_node.__name__).lower()
         line = ' '.join(str(error).split())
-        print(f'{make_node.__name__}: {line}', file=sys.stderr, flush=True)
+        print(f'{name}: {line}', file=sys.stderr, flush=True)
         _shut_down(node)
         return 2
 

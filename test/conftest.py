@@ -1,0 +1,46 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Every test run gets its own corner of the ROS network, and strict messages."""
+
+import os
+
+# Before anything imports a message class, which reads this once.
+os.environ['ROS_PYTHON_CHECK_FIELDS'] = '1'
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+import dpg_robot  # noqa: E402
+
+
+@pytest.fixture(scope='session', autouse=True)
+def ros_environment():
+    """Keep this run's topics away from other runs, and let children import what we test."""
+    # Domains above 101 can meet the ports that Linux hands out to clients.
+    os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 101)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    package = str(Path(dpg_robot.__file__).resolve().parent.parent)
+    paths = [package, *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    os.environ['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
+
+
+@pytest.fixture(scope='module')
+def ros(tmp_path_factory):
+    """Return a node in this process, with helpers to start others as processes."""
+    from ros_harness import Harness
+    harness = Harness(tmp_path_factory.mktemp('nodes'))
+    yield harness
+    harness.close()

@@ -1,0 +1,97 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of the PolicySpec."""
+
+import json
+
+from hypothesis import given, strategies
+from policy_files import joint_spec, pose_spec
+import pytest
+
+from dpg_robot.contract.spec import PolicySpec, TrainingRecord
+from dpg_robot.contract.strict import SpecError
+
+
+def changed(path, value, spec=pose_spec):
+    """Return a spec's JSON with one value replaced; a path like 'action.0.scale'."""
+    data = json.loads(spec().to_json())
+    *parents, key = [int(part) if part.isdigit() else part for part in path.split('.')]
+    target = data
+    for part in parents:
+        target = target[part]
+    target[key] = value
+    return json.dumps(data)
+
+
+def test_sizes():
+    spec = joint_spec()
+    assert (spec.obs_dim, spec.action_dim, spec.eps_dim) == (4, 2, 2)
+    assert spec.control_dt == 0.02
+
+
+@pytest.mark.parametrize('spec', [pose_spec(), joint_spec()])
+def test_json_there_and_back(spec):
+    assert PolicySpec.from_json(spec.to_json()) == spec
+
+
+@given(strategies.floats(1e-300, 1e300))
+def test_json_keeps_full_precision(rate):
+    spec = pose_spec(control_rate_hz=rate)
+    assert PolicySpec.from_json(spec.to_json()).control_rate_hz == rate
+
+
+def test_the_training_record_travels_with_the_spec():
+    record = TrainingRecord('denoising', 1000, 7, {'task': 'reach'}, {'success': 1.0})
+    spec = pose_spec().with_training(record)
+    assert PolicySpec.from_json(spec.to_json()).training == record
+
+
+@pytest.mark.parametrize('path, value, message', [
+    ('spec_version', 2, 'spec_version must be 1, got 2'),
+    ('control_rate_hz', 0.0, 'control_rate_hz must be greater than 0, got 0.0'),
+    ('observation', [], 'observation must have at least one term'),
+    ('observation.1.name', 'hand', 'observation term names must differ, got hand twice'),
+    ('observation.1.topic', 'hand/pose', None),
+    ('observation.0.type', 'PoseStamped', r'observation\[0\].type must look like'),
+    ('observation.0.topic', '', r'observation\[0\].topic must not be empty'),
+    ('observation.0.fields', [], r'observation\[0\].fields must name at least one'),
+    ('observation.0.fields.1', 'pose position', r'observation\[0\].fields\[1\] must look like'),
+    ('observation.0.max_age_s', 0, r'observation\[0\].max_age_s must be greater than 0'),
+    ('observation.0.lower', [0.0], r'observation\[0\].lower must have one value for each'),
+    ('observation.0.lower.2', 3.0, r'observation\[0\].lower\[2\] must be below upper\[2\]'),
+    ('action.0.scale', [1.0], r'action\[0\].scale must have one value for each field \(3\)'),
+    ('action.0.scale.0', 0.0, r'action\[0\].scale\[0\] must be greater than 0'),
+    ('action.0.safe.0', 0.6, r'action\[0\].safe\[0\] must lie within lower and upper'),
+    ('action.0.rate_limit.0', 0.0, r'action\[0\].rate_limit\[0\] must be greater than 0'),
+    ('action.0.joints', ['a'], r'action\[0\].joints must have one value for each'),
+    ('action.0.safe.0', None, None)])
+def test_rules(path, value, message):
+    text = changed(path, value)
+    if message is None:
+        assert PolicySpec.from_json(text) != pose_spec()
+        return
+    with pytest.raises(SpecError, match=message):
+        PolicySpec.from_json(text)
+
+
+def test_one_topic_has_one_type():
+    text = changed('observation.1.type', 'sensor_msgs/msg/Imu', joint_spec)
+    with pytest.raises(SpecError, match='one message type, got .* on joint_states'):
+        PolicySpec.from_json(text)
+
+
+def test_what_is_not_json_is_refused():
+    with pytest.raises(SpecError, match='must be JSON'):
+        PolicySpec.from_json('{')
