@@ -134,8 +134,9 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
 
     :return: whether the training is finished.
     """
-    from dpg_robot.experiment import open_trainer
     from tqdm import tqdm
+
+    from dpg_robot.experiment import open_trainer
     trainer = open_trainer(config, run_dir, resume)
     stop = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stop.set())
@@ -185,7 +186,10 @@ def _inspect(options):
 
 
 def _demo(options):
-    os.environ.setdefault('MUJOCO_GL', 'egl')  # read once, when mujoco is imported
+    # Both before anything else: MuJoCo reads this once, and rclpy's wheels restart the process.
+    os.environ.setdefault('MUJOCO_GL', 'egl')
+    import rclpy  # noqa: F401
+
     from dpg_robot.demo import run_demo
     from dpg_robot.experiment import load_config
     result = run_demo(load_config('fetch_reach', _overrides(options)), options.run_dir,

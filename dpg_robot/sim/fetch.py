@@ -16,20 +16,30 @@
 
 from __future__ import annotations
 
-import logging
-
+from farama_notifications import notifications
 import gymnasium
-from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv
 import mujoco
 import numpy as np
 
-from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec, SPEC_VERSION
+# It prints a notice about other environments at each import, in every process.
+notifications.pop('gymnasium_robotics', None)
+from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv  # noqa: E402
+
+from dpg_robot.contract.spec import (  # noqa: E402
+    ActionTerm,
+    ObservationTerm,
+    PolicySpec,
+    SPEC_VERSION,
+)
 
 # gymnasium-robotics moves its mocap body by at most this much per control period [m].
 MAX_STEP_M = 0.05
 EPISODE_STEPS = 50
 
-logging.getLogger('gymnasium').setLevel(logging.ERROR)
+# Near enough for the goal, a ball of 2 cm, to be seen.
+CAMERA = {'distance': 1.5, 'azimuth': 150.0, 'elevation': -20.0,
+          'lookat': np.array([1.25, 0.75, 0.6])}
+IMAGE_SIZE = 320
 
 
 def fetch_reach_spec(control_rate_hz: float) -> PolicySpec:
@@ -76,7 +86,9 @@ class FetchReach(gymnasium.Env):
         :param reward: 'dense' (minus the distance [m]) or 'sparse' (0 at the goal, else -1).
         """
         self.render_mode = render_mode
-        self.fetch = MujocoFetchReachEnv(reward_type=reward, render_mode=render_mode)
+        self.fetch = MujocoFetchReachEnv(
+            reward_type=reward, render_mode=render_mode, default_camera_config=CAMERA,
+            width=IMAGE_SIZE, height=IMAGE_SIZE)
         self.policy_spec = fetch_reach_spec(round(1.0 / self.fetch.dt, 9))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)

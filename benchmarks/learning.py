@@ -1,0 +1,192 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""How fast each estimator learns a task, beside Stable-Baselines3's SAC in the same run.
+
+    .venv/bin/pip install -r requirements/bench.txt -c requirements/constraints.txt
+    .venv/bin/python benchmarks/learning.py fetch_reach
+
+Two peers run: ``sb3_sac`` with the library's defaults, and ``sb3_sac_matched`` with our discount,
+reward scale, batch and network sizes. Learners take turns seed by seed, so that a change in the
+machine's speed meets all of them. Time is that of collecting and learning, without evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+import json
+import os
+from pathlib import Path
+import sys
+import tempfile
+import time
+
+import gymnasium
+import numpy as np
+
+from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
+from dpg_robot.learn.evaluate import evaluate, wilson_interval
+from dpg_robot.sim.world import make_vector, make_world
+
+RESULTS = Path(__file__).parent / 'results'
+CURVE_EPISODES = 20
+FINAL_SEED = 2_000_000
+
+
+def run_ours(task, estimator, seed, steps, episodes):
+    """Train one estimator; return its curve, final evaluation and seconds of training."""
+    config = load_config(task, [f'learner.estimator={estimator}', f'trainer.seed={seed}',
+                                f'trainer.env_steps={steps}'])
+    curve = []
+
+    def note(progress):
+        if not curve or curve[-1][0] != progress.env_steps:
+            if progress.env_steps % config.trainer.eval_every_steps == 0:
+                curve.append((progress.env_steps, progress.eval_success, progress.eval_return))
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = open_trainer(config, Path(folder) / 'run', resume=False)
+        trainer.run(note)
+        final = trainer.evaluate(episodes, FINAL_SEED)
+        trainer.close()
+    return {'seed': seed, 'curve': curve, 'final': asdict(final),
+            'seconds_per_env_step': trainer.train_seconds / steps}
+
+
+def run_sac(task, matched, seed, steps, episodes):
+    """Train Stable-Baselines3's SAC in the same world; return the same figures."""
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.callbacks import BaseCallback
+    config = load_config(task)
+    learner, env = config.learner, make_world(config.world)
+    settings = {}
+    if matched:
+        env = gymnasium.wrappers.TransformReward(env, lambda r: learner.reward_scale * r)
+        settings = {'gamma': learner.gamma, 'batch_size': learner.batch_size,
+                    'policy_kwargs': {'net_arch': list(learner.hidden)}}
+    _choose_threads(lambda: SAC('MlpPolicy', env, **settings))
+    model = SAC('MlpPolicy', env, seed=seed, **settings)
+    envs, curve = make_vector(config.world, EVAL_ENVS), []
+
+    class Curve(BaseCallback):
+        paused = 0.0
+
+        def _on_step(self):
+            if self.num_timesteps % config.trainer.eval_every_steps == 0:
+                start = time.monotonic()
+                result = measure(CURVE_EPISODES, 1_000_000)
+                curve.append((self.num_timesteps, result.success, result.return_mean))
+                self.paused += time.monotonic() - start
+            return True
+
+    def measure(count, first_seed):
+        return evaluate(lambda obs: model.predict(obs, deterministic=True)[0], envs, count,
+                        first_seed)
+
+    callback, start = Curve(), time.monotonic()
+    model.learn(steps, callback=callback)
+    seconds = time.monotonic() - start - callback.paused
+    final = measure(episodes, FINAL_SEED)
+    envs.close()
+    return {'seed': seed, 'curve': curve, 'final': asdict(final),
+            'seconds_per_env_step': seconds / steps}
+
+
+def _choose_threads(make):
+    """Give the peer the number of torch threads with which it is fastest here."""
+    import torch
+    seconds = {}
+    for threads in range(1, (os.cpu_count() or 1) + 1):
+        torch.set_num_threads(threads)
+        model = make()
+        model.learn(150)  # the first 100 steps do not learn
+        start = time.monotonic()
+        model.learn(100, reset_num_timesteps=False)
+        seconds[threads] = time.monotonic() - start
+    torch.set_num_threads(min(seconds, key=seconds.get))
+
+
+def summarise(runs):
+    """Return means over seeds with 95 % intervals (bootstrap over seeds; pooled Wilson)."""
+    returns = np.array([run['final']['return_mean'] for run in runs])
+    drawn = np.random.default_rng(0).choice(returns, (10_000, len(returns))).mean(1)
+    episodes = sum(run['final']['episodes'] for run in runs)
+    successes = round(sum(run['final']['success'] * run['final']['episodes'] for run in runs))
+    speeds = [run['seconds_per_env_step'] for run in runs]
+    return {
+        'success': {'mean': successes / episodes, 'min': min(r['final']['success'] for r in runs),
+                    'interval': wilson_interval(successes, episodes), 'episodes': episodes},
+        'return': {'mean': float(returns.mean()),
+                   'interval': np.percentile(drawn, (2.5, 97.5)).tolist()},
+        'seconds_per_env_step': {'median': float(np.median(speeds)), 'all': speeds},
+        'runs': runs}
+
+
+def plot(result, path):
+    """Draw success against environment steps."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout='constrained')
+    for name, entry in result['estimators'].items():
+        curves = np.array([run['curve'] for run in entry['runs']])
+        steps, success = curves[0, :, 0], curves[:, :, 1]
+        line, = axes.plot(steps, success.mean(0), label=name,
+                          linestyle='--' if name.startswith('sb3') else '-')
+        axes.fill_between(steps, success.min(0), success.max(0), alpha=0.15, color=line.get_color())
+    axes.set(xlabel='environment steps', ylabel='success', ylim=(-0.03, 1.03),
+             title=f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
+                   f'{result["seeds"]} seeds (mean, range)')
+    axes.legend(loc='lower right')
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    """Run all learners and write results/learning_TASK.json and .png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('task', nargs='?', default='fetch_reach')
+    parser.add_argument('--learners', nargs='+', default=[
+        'doubly_robust', 'denoising', 'critic', 'sb3_sac', 'sb3_sac_matched'])
+    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=10_000)
+    parser.add_argument('--episodes', type=int, default=100)
+    options = parser.parse_args()
+    runs = {name: [] for name in options.learners}
+    for seed in range(options.seeds):
+        for name in options.learners:
+            if name.startswith('sb3_sac'):
+                run = run_sac(options.task, name.endswith('matched'), seed, options.steps,
+                              options.episodes)
+            else:
+                run = run_ours(options.task, name, seed, options.steps, options.episodes)
+            runs[name].append(run)
+            print(f'{name:16} seed {seed}: success {run["final"]["success"]:.2f}, '
+                  f'return {run["final"]["return_mean"]:.2f}, '
+                  f'{1e3 * run["seconds_per_env_step"]:.2f} ms per step', flush=True)
+    result = {
+        'task': options.task, 'noise': asdict(load_config(options.task).world.noise),
+        'env_steps': options.steps, 'seeds': options.seeds,
+        'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
+        'estimators': {name: summarise(entry) for name, entry in runs.items()}}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f'learning_{options.task}.json'
+    path.write_text(json.dumps(result, indent=1) + '\n')
+    plot(result, path.with_suffix('.png'))
+    print(f'wrote {path}')
+
+
+if __name__ == '__main__':
+    main()

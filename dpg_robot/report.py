@@ -1,0 +1,90 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The pictures of a run: learning curve, latency histogram, a film of the robot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')  # noqa: E402  no screen is needed
+from matplotlib import pyplot as plt
+import numpy as np
+from PIL import Image
+
+from dpg_robot.sim.world import make_world, WorldConfig
+
+
+def draw_learning_curve(rows: list[dict], path: Path) -> None:
+    """Draw success and return against environment steps.
+
+    :param rows: the trainer's metrics, oldest first.
+    """
+    figure, (top, bottom) = plt.subplots(
+        2, sharex=True, figsize=(6, 4.5), layout='constrained')
+    for axes, what in ((top, 'success'), (bottom, 'return')):
+        training = 'episode_return' if what == 'return' else what
+        _line(axes, rows, training, 'training, noise and exploration included', '0.6')
+        _line(axes, rows, f'eval_{what}', 'deterministic policy', 'C0')
+        axes.set_ylabel(what)
+        axes.grid(alpha=0.3)
+    top.set_ylim(-0.03, 1.03)
+    top.legend(loc='lower right')
+    bottom.set_xlabel('environment steps')
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _line(axes, rows, key, label, color):
+    points = [(row['env_steps'], row[key]) for row in rows if row[key] is not None]
+    axes.plot(*np.array(points).reshape(-1, 2).T, label=label, color=color)
+
+
+def draw_latency(latencies_us: np.ndarray, path: Path) -> None:
+    """Draw the histogram of state-to-command latencies [us], shape (N,)."""
+    figure, axes = plt.subplots(figsize=(6, 3), layout='constrained')
+    p50, p99 = np.percentile(latencies_us, (50, 99))
+    axes.hist(latencies_us, bins=np.linspace(0, 1.3 * p99, 80), color='C0')
+    for value, name in ((p50, 'p50'), (p99, 'p99')):
+        axes.axvline(value, color='C3', linestyle='--', linewidth=1)
+        axes.annotate(f' {name} {value:.0f}', (value, 0.95), color='C3', va='top',
+                      xycoords=('data', 'axes fraction'))
+    axes.set(xlabel='state stamp to command stamp [us]', ylabel='commands',
+             title=f'{len(latencies_us)} commands over ROS 2 topics')
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def film(policy, world: WorldConfig, path: Path, seed: int, episodes: int = 4,
+         steps: int = 30) -> None:
+    """Film a policy in its noisy world as an animated GIF, in real time.
+
+    :param policy: a :class:`dpg_robot.runtime.onnx_policy.OnnxPolicy`.
+    :param steps: control periods to show of each episode.
+    :raises Exception: whatever MuJoCo raises where it cannot draw.
+    """
+    scale = np.array([s for term in policy.spec.action for s in term.scale])
+    env, frames = make_world(world, render_mode='rgb_array'), []
+    try:
+        for episode in range(episodes):
+            obs, _ = env.reset(seed=seed + episode)
+            for _ in range(steps):
+                frames.append(Image.fromarray(env.render()).quantize(64))
+                obs, *_ = env.step(policy(obs.astype(np.float32)) / scale)
+    finally:
+        env.close()
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0,
+                   duration=round(1000 * policy.spec.control_dt), optimize=True)
