@@ -145,7 +145,8 @@ def plot(result, path):
         steps, success = curves[0, :, 0], curves[:, :, 1]
         line, = axes.plot(steps, success.mean(0), label=name,
                           linestyle='--' if name.startswith('sb3') else '-')
-        axes.fill_between(steps, success.min(0), success.max(0), alpha=0.15, color=line.get_color())
+        axes.fill_between(steps, success.min(0), success.max(0), alpha=0.15,
+                          color=line.get_color())
     axes.set(xlabel='environment steps', ylabel='success', ylim=(-0.03, 1.03),
              title=f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
                    f'{result["seeds"]} seeds (mean, range)')

@@ -233,7 +233,8 @@ def private_ros():
 @contextlib.contextmanager
 def node_process(name: str, parameters: dict):
     """Run a node of this package as a process; stop it on leaving, gently first."""
-    command = [sys.executable, '-m', f'dpg_robot.nodes.{name}', '--ros-args', '--log-level', 'warn']
+    command = [sys.executable, '-m', f'dpg_robot.nodes.{name}',
+               '--ros-args', '--log-level', 'warn']
     for key, value in parameters.items():
         command += ['-p', f'{key}:={value}']
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)

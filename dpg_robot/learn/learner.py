@@ -71,8 +71,8 @@ class Learner(nn.Module):
     """Improve a policy from replayed transitions by the denoising policy gradient.
 
     The estimators with a denoiser take the noised action a~ for the action throughout: the critic
-    learns b(s, a~) = E[y | s, a~], the score is that at a~, and the amortised gradient regresses on
-    a~. There the score-function identity is exact at any sigma, and fresh noise in every batch
+    learns b(s, a~) = E[y | s, a~], the score is that at a~, and the amortised gradient regresses
+    on a~. There the score-function identity is exact at any sigma, and fresh noise in every batch
     keeps the networks from over-fitting the replay.
 
     All networks learn from one batch in one backward pass and one optimiser step: their losses
