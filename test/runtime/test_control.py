@@ -1,0 +1,85 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of the control step, free of ROS."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from policy_files import pose_spec, reach_weights, write_model
+import pytest
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.runtime.control import PolicyControl
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+
+
+def pose(x, y, z):
+    return SimpleNamespace(pose=SimpleNamespace(position=SimpleNamespace(x=x, y=y, z=z)))
+
+
+@pytest.fixture
+def make_control(tmp_path):
+    def make(mode='deterministic', seed=0, **options):
+        path = write_model(tmp_path / 'model.onnx', pose_spec(), reach_weights(), **options)
+        control = PolicyControl(OnnxPolicy(path), mode, seed)
+        control.observation.update('hand/pose', pose(0.0, 0.0, 0.0), 1.0)
+        control.observation.update('goal/pose', pose(0.1, -0.2, 3.0), 1.0)
+        return control
+    return make
+
+
+def test_a_tick_gives_a_limited_command(make_control):
+    control = make_control()
+    step = control.tick(1.01)
+    np.testing.assert_allclose(step.command, [0.1, -0.2, 0.5], rtol=1e-6)
+    assert step.faults == ()
+    assert (control.num_ticks, control.num_safe) == (1, 0)
+
+
+def test_a_fault_gives_the_safe_command(make_control):
+    control = make_control()
+    control.tick(1.01)
+    step = control.tick(1.2)
+    assert step.command.tolist() == [0.0, 0.0, 0.0]
+    assert [(fault.term, fault.kind) for fault in step.faults] == [('hand', 'stale')]
+    assert (control.num_ticks, control.num_safe) == (2, 1)
+
+
+def test_a_policy_that_gives_nan_is_silenced(make_control):
+    step = make_control(bias=np.array([0.0, np.nan, 0.0])).tick(1.01)
+    assert step.command.tolist() == [0.0, 0.0, 0.0]
+    assert [(fault.term, fault.kind) for fault in step.faults] == [('action', 'not finite')]
+
+
+def test_an_exception_gives_the_safe_command_and_is_told(make_control):
+    control = make_control()
+    control.policy = lambda observation, eps: 1 / 0
+    step = control.tick(1.01)
+    assert step.command.tolist() == [0.0, 0.0, 0.0]
+    assert str(step.faults[0]) == 'control: exception, ZeroDivisionError: division by zero'
+    assert 'Traceback' in control.last_error
+
+
+def test_sampling_follows_the_seed(make_control):
+    first, again, other = (
+        [make_control('sampled', seed).tick(1.01).command.tolist()] for seed in (1, 1, 2))
+    assert first == again != other
+    control = make_control('sampled', 1)
+    assert control.tick(1.01).command.tolist() != control.tick(1.01).command.tolist()
+
+
+def test_an_unknown_mode(make_control):
+    with pytest.raises(SpecError, match='mode must be one of deterministic, sampled; got random'):
+        make_control('random')
