@@ -1,0 +1,299 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Run a training from parameters: progress on topics; stop, resume and export by service.
+
+One thread (:meth:`TrainerNode.loop`) owns the training and does what services ask for between
+two updates, so nothing ever sees half-updated parameters; the executor's thread stays free to
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+import queue
+import sys
+import threading
+import traceback
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from dpg_robot.contract.model_file import read_sealed
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.experiment import export_run, export_trainer, load_config, open_trainer
+from dpg_robot.learn.trainer import CHECKPOINT_FILE, Progress, Trainer
+from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
+
+PARAMETERS = (
+    Parameter('config', 'fetch_reach', 'A task that comes with the package, or the path of a '
+              'YAML file.'),
+    Parameter('run_dir', '', 'Folder for checkpoint, curves and model; empty for runs/ and the '
+              "config's name, in the folder where the node was started."),
+    Parameter('estimator', '', "Estimator of the policy gradient; empty for the config's."),
+    Parameter('seed', -1, "Seed of everything random; -1 for the config's.", -1, 2**31 - 1),
+    Parameter('overrides', [''], "Changes to the config, such as 'learner.sigma=0.3'."),
+    Parameter('autostart', True, 'Train at once; otherwise wait for the start service.'),
+    Parameter('resume', True, 'Continue the training that run_dir holds, if any; otherwise '
+              'refuse to start there.'),
+    Parameter('env_steps', 0, "Environment steps to train for; 0 for the config's. A larger "
+              'number continues a finished training, with the next start or resume.',
+              0, 2**31 - 1, read_only=False),
+    Parameter('export_path', '', 'Policy file to write (.onnx); empty for model.onnx in run_dir.',
+              read_only=False),
+    Parameter('export_episodes', 100, 'Episodes to evaluate for the record in the policy file.',
+              0, 100000, read_only=False),
+    Parameter('export_when_done', True, 'Export when the training is finished.',
+              read_only=False),
+)
+NEWEST_KEPT = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE,
+                         durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class TrainerNode(Node):
+    """Own a training, which is idle, training, stopping, finished or failed."""
+
+    def __init__(self, stop: threading.Event):
+        """Read the configuration, open the training if it starts at once, and offer services.
+
+        :param stop: ends :meth:`loop`, behind a checkpoint.
+        :raises SpecError: if a parameter or the configuration is wrong, or the training cannot
+            be opened.
+        """
+        super().__init__('trainer_node')
+        self.settings = declare_parameters(self, PARAMETERS)
+        self._stop, self._halt = stop, threading.Event()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], str], Future]] = queue.SimpleQueue()
+        self._trainer: Trainer | None = None
+        self._state, self._failure = 'idle', ''
+        self._progress: Progress | None = None
+        self._model = {'path': '', 'content_hash': ''}
+        self._config = self._read_config()
+        self.run_dir = Path(self.settings['run_dir']
+                            or Path('runs', Path(self.settings['config']).stem)).absolute()
+        if self.settings['autostart']:
+            self._open(self.settings['resume'])
+        self._connect()
+
+    def _connect(self):
+        self._diagnostics = Diagnostics(self, 'training', self._config.world.task)
+        self._progress_publisher = self.create_publisher(
+            DiagnosticStatus, '~/progress', NEWEST_KEPT)
+        self._model_publisher = self.create_publisher(String, '~/model', NEWEST_KEPT)
+        # While one service waits for its answer, the others and the timer go on.
+        self._callbacks = ReentrantCallbackGroup()
+        for name, callback in (('start', self._on_start), ('stop', self._on_stop),
+                               ('resume', self._on_resume), ('export', self._on_export)):
+            self.create_service(Trigger, f'~/{name}', callback, callback_group=self._callbacks)
+        # Not the node's clock, which may be simulated.
+        self.create_timer(1.0, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def state(self) -> str:
+        """Return idle, training, stopping, finished or failed."""
+        stopping = self._state == 'training' and (self._halt.is_set() or self._stop.is_set())
+        return 'stopping' if stopping else self._state
+
+    def loop(self) -> None:
+        """Train and serve until stopped; the last act of a training is a checkpoint."""
+        while not self._stop.is_set():
+            if self._state == 'training':
+                self._train()
+            else:
+                self._serve(timeout_s=0.1)
+        self._report()
+        flush([self._progress_publisher, self._model_publisher])
+
+    def _train(self):
+        trainer, steps = self._trainer, self._config.trainer.env_steps
+        self.get_logger().info(
+            f'training {self._config.world.task} with {self._config.learner.estimator}, from '
+            f'step {trainer.env_steps} of {steps}, in {self.run_dir}')
+        try:
+            finished = trainer.run(self._on_progress, self._between_updates)
+        except Exception as error:
+            self._fail(error)
+            return
+        finally:
+            self._trainer = None
+            trainer.close()
+        self._state = 'finished' if finished else 'idle'
+        self.get_logger().info(self._describe_end(trainer.env_steps))
+        if finished and self.get_parameter('export_when_done').value \
+                and not self._stop.is_set():
+            self._try(self._export)
+
+    def _describe_end(self, step):
+        if self._state == 'finished':
+            return f'finished at step {step}, in {self.run_dir}'
+        return (f'stopped at step {step}; to resume, call the resume service, or start again '
+                f'with run_dir:={self.run_dir}')
+
+    def _between_updates(self):
+        """Do what services asked for; parameters and optimiser are whole now."""
+        while not (self._halt.is_set() or self._stop.is_set()):
+            if not self._serve(timeout_s=0.0):
+                return False
+        return True
+
+    def _serve(self, timeout_s):
+        try:
+            job, answer = self._jobs.get(timeout=timeout_s)
+        except queue.Empty:
+            return False
+        answer.set_result(self._try(job))
+        return True
+
+    def _try(self, job):
+        """Do a job; return whether it succeeded, and one line about it."""
+        try:
+            line, success = job(), True
+        except Exception as error:
+            line, success = _one_line(error), False
+        (self.get_logger().info if success else self.get_logger().error)(line)
+        return success, line
+
+    def _fail(self, error):
+        self._failure, self._state = _one_line(error), 'failed'
+        self.get_logger().error(f'training failed: {self._failure}')
+        self.get_logger().debug(traceback.format_exc())
+        self._report()
+
+    def _open(self, resume):
+        """Open the training in run_dir, for :meth:`loop` to run.
+
+        :raises SpecError: if it cannot be opened.
+        """
+        config = self._read_config()
+        try:
+            trainer = open_trainer(config, self.run_dir, resume)
+        except OSError as error:
+            raise SpecError(f'run_dir {self.run_dir} cannot be used: {error.strerror}') from error
+        self._config, self._failure = config, ''
+        if trainer.finished:
+            trainer.close()
+            self._state = 'finished'
+            return
+        self._halt.clear()
+        self._trainer, self._state = trainer, 'training'
+
+    def _begin(self, resume):
+        if self._state == 'training':
+            raise SpecError(self._already())
+        self._open(resume)
+        steps = self._config.trainer.env_steps
+        if self._state == 'finished':
+            raise SpecError(f'the training in {self.run_dir} is finished; to continue it, set '
+                            f'parameter env_steps to more than {steps}')
+        return f'training from step {self._trainer.env_steps} of {steps}, in {self.run_dir}'
+
+    def _resume(self):
+        if not (self.run_dir / CHECKPOINT_FILE).exists():
+            raise SpecError(f'nothing to resume in {self.run_dir}: there is no {CHECKPOINT_FILE}')
+        return self._begin(resume=True)
+
+    def _export(self):
+        path = Path(self.get_parameter('export_path').value
+                    or self.run_dir / 'model.onnx').absolute()
+        episodes = self.get_parameter('export_episodes').value
+        if self._trainer is None:
+            export_run(self.run_dir, path, episodes)
+        else:
+            export_trainer(self._trainer, self._config, path, episodes)
+        self._model = {'path': str(path), 'content_hash': read_sealed(path)[1]}
+        self._model_publisher.publish(String(data=str(path)))
+        return f'exported {path}, content hash {self._model["content_hash"]}'
+
+    def _already(self):
+        return f'already {self.state}, in {self.run_dir}'
+
+    async def _on_start(self, request, response):
+        return await self._answer(response, lambda: self._begin(self.settings['resume']))
+
+    async def _on_resume(self, request, response):
+        return await self._answer(response, self._resume)
+
+    async def _on_export(self, request, response):
+        return await self._answer(response, self._export, while_training=True)
+
+    async def _on_stop(self, request, response):
+        if self._state != 'training':
+            response.message = f'not training: {self.state}'
+            return response
+        self._halt.set()
+        # The loop comes to this job after the training has ended, behind its checkpoint.
+        return await self._answer(response, self._confirm_stop, while_training=True)
+
+    def _confirm_stop(self):
+        if self._state == 'failed':
+            raise SpecError(f'training failed: {self._failure}')
+        return f'{self._state}; the checkpoint is {self.run_dir / CHECKPOINT_FILE}'
+
+    async def _answer(self, response, job, while_training=False):
+        """Let the loop do a job, and wait without blocking the executor."""
+        if self._state == 'training' and not while_training:
+            response.message = self._already()  # at once; the loop may be busy for seconds
+            return response
+        answer = Future()
+        self._jobs.put((job, answer))
+        response.success, response.message = await answer
+        return response
+
+    def _read_config(self):
+        given = {**self.settings, 'env_steps': self.get_parameter('env_steps').value}
+        overrides = [text for text in given['overrides'] if text]
+        for key, value, default in (('learner.estimator', given['estimator'], ''),
+                                    ('trainer.seed', given['seed'], -1),
+                                    ('trainer.env_steps', given['env_steps'], 0)):
+            if value != default:
+                overrides.append(f'{key}={value}')
+        return load_config(given['config'], overrides)
+
+    def _on_progress(self, progress):
+        self._progress = progress
+        self._progress_publisher.publish(DiagnosticStatus(
+            name=f'{self.get_name()}: progress', hardware_id=self._config.world.task,
+            message=f'step {progress.env_steps} of {progress.total_steps}',
+            values=[KeyValue(key=k, value=v) for k, v in flatten(asdict(progress)).items()]))
+
+    def _report(self):
+        message = f'training failed: {self._failure}' if self._state == 'failed' else self.state
+        self._diagnostics.publish('ERROR' if self._state == 'failed' else 'OK', message, {
+            'state': self.state, 'task': self._config.world.task,
+            'estimator': self._config.learner.estimator, 'seed': self._config.trainer.seed,
+            'run_dir': str(self.run_dir), 'model': self._model,
+            'progress': asdict(self._progress) if self._progress else {}})
+
+
+def _one_line(error):
+    text = ' '.join(str(error).split())
+    return text if isinstance(error, SpecError) else f'{type(error).__name__}: {text}'
+
+
+def main(args=None) -> int:
+    """Run the node; the exit code is 2 if it cannot start."""
+    # However long an evaluation or export takes: no training ends without its checkpoint.
+    return run(TrainerNode, args, grace_s=None)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
