@@ -122,7 +122,8 @@ class Diagnostics:
     def __init__(self, node: Node, part: str, hardware_id: str):
         """Name the status after the node and one of its parts."""
         self._node = node
-        self._name, self._hardware_id = f'{node.get_name()}: {part}', hardware_id
+        self._name = f'{node.get_fully_qualified_name().lstrip("/")}: {part}'
+        self._hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
 
     def publish(self, level: str, message: str, values: dict) -> None:

@@ -175,7 +175,7 @@ class SimNode(Node):
             'episode': result.episode, 'success': int(result.success),
             'return': result.episode_return, 'length': result.length})
         self._episodes.publish(DiagnosticStatus(
-            name=f'{self.get_name()}: episode', message='success' if result.success else 'failure',
+            name=f'{self.get_fully_qualified_name().lstrip("/")}: episode', message='success' if result.success else 'failure',
             hardware_id=self.robot.spec.robot,
             values=[KeyValue(key=k, value=v) for k, v in values.items()]))
 

@@ -1,0 +1,251 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of policy_node as a process, over real topics."""
+
+from array import array
+import signal
+import threading
+import time
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+import numpy as np
+from policy_files import joint_spec, pose_spec, reach_weights, write_model
+import pytest
+from rclpy.qos import QoSProfile
+from ros_harness import values
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+
+PERIOD_S = 0.02
+MAX_AGE_S = 0.1
+STATUS = 'policy_node: control'
+# torque = (position of the shoulder, 10 * velocity of the elbow)
+WEIGHTS = np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 10.0]])
+GOOD = {'name': ['shoulder', 'elbow'], 'position': [0.5, 7.0], 'velocity': [0.0, 0.1]}
+EXPECTED = [0.5, 1.0]
+
+
+class Feeder:
+    """Publish a joint state at 50 Hz, whatever it is set to."""
+
+    def __init__(self, ros, topic='joint_states'):
+        self.content, self.stamp_offset_s, self.silent = dict(GOOD), 0.0, False
+        self._node = ros.node
+        self._publisher = ros.node.create_publisher(JointState, topic, QoSProfile(depth=1))
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stop.wait(PERIOD_S):
+            if self.silent:
+                continue
+            message = JointState(name=self.content['name'])
+            message.position = array('d', self.content['position'])
+            message.velocity = array('d', self.content['velocity'])
+            stamp = time.time_ns() + int(self.stamp_offset_s * 1e9)
+            message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+            self._publisher.publish(message)
+
+    def close(self):
+        self._stop.set()
+        self._thread.join()
+        self._node.destroy_publisher(self._publisher)
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp('models') / 'joint.onnx', joint_spec(), WEIGHTS)
+
+
+@pytest.fixture(scope='module')
+def arm(ros, model):
+    """Return a feeder, the commands, and the running node's process."""
+    commands = ros.listen(Float64MultiArray, 'effort/commands')
+    feeder = Feeder(ros)
+    process = ros.start('policy_node', model=model, diagnostics_period_s=0.2)
+    yield feeder, commands, process
+    feeder.close()
+    assert ros.stop(process) == 0
+
+
+@pytest.fixture
+def running(ros, arm):
+    """Return feeder and commands, once the policy has command with a good state."""
+    feeder, commands, _ = arm
+    feeder.content, feeder.stamp_offset_s, feeder.silent = dict(GOOD), 0.0, False
+    ros.wait(lambda: commands and newest(commands) == EXPECTED, what='the policy in command')
+    return feeder, commands
+
+
+def newest(commands):
+    return list(commands[-1][1].data)
+
+
+def test_commands_come_at_the_rate_of_the_spec(ros, running):
+    _, commands = running
+    first = len(commands)
+    time.sleep(2.0)
+    assert 0.9 * 100 <= len(commands) - first <= 1.05 * 100
+    status = ros.status(STATUS, lambda status: status.message == 'running')
+    told = values(status)
+    assert status.level == DiagnosticStatus.OK
+    assert status.hardware_id == 'test_arm'
+    assert float(told['achieved_rate_hz']) == pytest.approx(50.0, rel=0.2)
+    for name in ('tick_us', 'state_to_command_us'):
+        p50, p99, largest = (float(told[f'{name}.{key}']) for key in ('p50', 'p99', 'max'))
+        assert 0.0 < p50 <= p99 <= largest
+    assert float(told['state_to_command_us.p50']) < 1e6 * MAX_AGE_S
+    assert 0.0 <= float(told['age_s.position']) < MAX_AGE_S
+    assert int(told['ticks']) > int(told['safe_ticks'])
+    assert int(told['deadline_misses']) >= 0
+    assert (told['task'], told['mode'], len(told['content_hash'])) == ('hold', 'deterministic', 64)
+
+
+def test_joints_are_mapped_by_name(ros, running):
+    feeder, commands = running
+    feeder.content = {'name': ['elbow', 'wheel', 'shoulder'], 'position': [7.0, 9.0, 0.25],
+                      'velocity': [0.05, 9.0, 0.0]}
+    ros.wait(lambda: newest(commands) == pytest.approx([0.25, 0.5]))
+
+
+def test_commands_stay_within_limits_and_rates(ros, running):
+    feeder, commands = running
+    first = len(commands)
+    feeder.content = {**GOOD, 'position': [50.0, 0.0], 'velocity': [0.0, -4.0]}
+    ros.wait(lambda: newest(commands) == [2.0, -2.0])
+    sent = np.array([list(message.data) for _, message in commands[first:]])
+    assert np.abs(sent).max() <= 2.0
+    assert np.abs(np.diff(sent[:, 0])).max() <= 50.0 * PERIOD_S + 1e-9
+    told = values(ros.status(STATUS))
+    assert int(told['clipped.torque.shoulder']) > 0
+    assert int(told['clipped.torque.elbow']) > 0
+    assert int(told['rate_limited.torque.shoulder']) > 0
+
+
+@pytest.mark.parametrize('change, term, kind', [
+    ({'name': ['shoulder', 'wrist']}, 'position', 'missing'),
+    ({'position': [0.5]}, 'position', 'size'),
+    ({'velocity': []}, 'velocity', 'size'),
+    ({'position': [float('nan'), 0.0]}, 'position', 'not finite'),
+    ({'velocity': [0.0, float('inf')]}, 'velocity', 'not finite'),
+    ({'velocity': [0.0, -5.1]}, 'velocity', 'range')])
+def test_a_bad_message_gives_the_safe_command_and_names_the_term(
+        ros, running, change, term, kind):
+    feeder, commands = running
+    first = len(ros.diagnostics)
+    feeder.content = {**GOOD, **change}
+    ros.wait(lambda: newest(commands) == [0.0, 0.0], what='the safe command')
+    status = ros.wait(lambda: next((
+        status for status in ros.diagnostics[first:]
+        if status.name == STATUS and status.level == DiagnosticStatus.ERROR), None))
+    assert status.message.startswith('safe: ')
+    assert f'{term}: {kind}' in status.message
+    assert values(status)[f'fault.{term}'].startswith(kind)
+
+
+def test_an_old_stamp_is_stale_though_it_just_arrived(ros, running):
+    feeder, commands = running
+    feeder.stamp_offset_s = -1.0
+    ros.wait(lambda: newest(commands) == [0.0, 0.0])
+    status = ros.status(STATUS)
+    assert 'position: stale' in status.message and 'velocity: stale' in status.message
+
+
+def test_silence_gives_the_safe_command_in_time(ros, running):
+    feeder, commands = running
+    feeder.silent = True
+    begin = time.monotonic()
+    ros.wait(lambda: newest(commands) == [0.0, 0.0])
+    first_safe = next(when for when, message in commands
+                      if when > begin and list(message.data) == [0.0, 0.0])
+    assert first_safe - begin < MAX_AGE_S + PERIOD_S + 0.1  # the last for a busy machine
+    count = len(commands)
+    ros.wait(lambda: len(commands) > count + 5, what='safe commands that go on')
+    status = ros.status(STATUS)
+    assert status.level == DiagnosticStatus.ERROR
+    assert 'joint_states must be at most 0.1 s old' in status.message
+
+
+def test_state_changes_are_logged_once(ros, running, arm):
+    feeder, commands = running
+    before = arm[2].log.read_text().count('safe command')
+    feeder.content = {**GOOD, 'velocity': []}
+    ros.wait(lambda: newest(commands) == [0.0, 0.0])
+    time.sleep(0.3)
+    assert arm[2].log.read_text().count('safe command') == before + 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_safe_command(ros, model, number):
+    commands = ros.listen(Float64MultiArray, '/cell/effort/commands')
+    feeder = Feeder(ros, '/cell/joint_states')
+    process = ros.start('policy_node', ['-r', '__ns:=/cell'], model=model)
+    ros.status(f'cell/{STATUS}', lambda status: status.message == 'running')
+    ros.wait(lambda: commands and newest(commands) == EXPECTED)
+    assert ros.stop(process, number) == 0
+    feeder.close()
+    ros.wait(lambda: newest(commands) == [0.0, 0.0], what='a last safe command')
+    assert 'Traceback' not in process.log.read_text()
+
+
+def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
+    model = write_model(tmp_path / 'reach.onnx', pose_spec(), reach_weights())
+    parameters = tmp_path / 'robot.yaml'
+    parameters.write_text('/**:\n  policy_node:\n    ros__parameters:\n      mode: sampled\n'
+                          '      diagnostics_period_s: 0.3\n')
+    commands = ros.listen(TwistStamped, '/cell2/hand/command')
+    process = ros.start('policy_node', ['-r', '__ns:=/cell2', '--params-file', str(parameters)],
+                        model=model, seed=3)
+    status = ros.status(f'cell2/{STATUS}')
+    assert status.level == DiagnosticStatus.WARN
+    assert 'hand: never received' in status.message
+    assert 'goal: never received' in status.message
+    ros.wait(lambda: len(commands) > 3)
+    twist = commands[-1][1]
+    assert (twist.twist.linear.x, twist.header.frame_id) == (0.0, 'world')
+    assert abs(twist.header.stamp.sec - time.time()) < 5
+    publishers = [ros.node.create_publisher(PoseStamped, f'/cell2/{name}/pose', 1)
+                  for name in ('hand', 'goal')]
+
+    def is_driven():
+        for publisher in publishers:
+            publisher.publish(PoseStamped())
+        time.sleep(0.02)
+        # The same pose twice would give zero, if the noise were not sampled.
+        return commands[-1][1].twist.linear.x != 0.0
+    ros.wait(is_driven)
+    told = values(ros.status(f'cell2/{STATUS}'))
+    assert (told['task'], told['mode']) == ('reach', 'sampled')
+    assert ros.stop(process) == 0
+
+
+@pytest.mark.parametrize('parameters, words', [
+    ({'model': '/none/here.onnx'}, 'model file /none/here.onnx cannot be read'),
+    ({'mode': 'random'}, "parameter mode must be one of deterministic, sampled; got 'random'"),
+    ({'tick_phase': 1.5}, 'parameter tick_phase (from 0.0 to 0.9)'),
+    ({'seed': 'x'}, 'parameter seed'),
+    ({'model': 'tampered.onnx'}, 'changed after export')])
+def test_a_startup_error_is_one_line(ros, model, parameters, words):
+    if parameters.get('model') == 'tampered.onnx':
+        text = model.read_bytes().replace(b'"safe":[0.0', b'"safe":[1.0')
+        (ros.folder / 'tampered.onnx').write_bytes(text)
+    process = ros.start('policy_node', **{'model': model, **parameters})
+    assert process.wait(timeout=20) == 2
+    lines = process.log.read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith('policy_node: ')
+    assert words in lines[0]

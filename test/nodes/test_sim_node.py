@@ -1,0 +1,211 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of sim_node as a process, with the real fetch_reach, over real topics."""
+
+import signal
+import time
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
+import numpy as np
+from policy_files import write_model
+import pytest
+from ros_harness import values
+from std_srvs.srv import Trigger
+
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.world import make_world, WorldConfig
+
+STATUS = 'sim_node: world'
+# Eight times the distance to the goal, as a velocity.
+GAIN = 8.0
+WEIGHTS = GAIN * np.vstack([-np.eye(3), np.zeros((3, 3)), np.eye(3)])
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    spec = make_world(WorldConfig('fetch_reach')).policy_spec
+    return write_model(tmp_path_factory.mktemp('models') / 'reach.onnx', spec, WEIGHTS)
+
+
+@pytest.fixture(scope='module')
+def sim(ros):
+    """Return the running node's process; its topics lie in /sim."""
+    process = ros.start('sim_node', ['-r', '__ns:=/sim'], diagnostics_period_s=0.2, hold_s=0.12)
+    yield process
+    assert ros.stop(process) == 0
+    assert 'Traceback' not in process.log.read_text()
+
+
+@pytest.fixture(scope='module')
+def arm(ros, sim):
+    """Return a function that sends a command."""
+    publisher = ros.node.create_publisher(TwistStamped, '/sim/end_effector/command', 1)
+    ros.wait(lambda: publisher.get_subscription_count() == 1)
+
+    def send(x, y=0.0, z=0.0):
+        message = TwistStamped()
+        message.twist.linear.x, message.twist.linear.y, message.twist.linear.z = x, y, z
+        publisher.publish(message)
+    return send
+
+
+def told(ros, matches=lambda status: True):
+    return ros.status(f'sim/{STATUS}', matches)
+
+
+def drive(ros, send, until, x=0.3):
+    """Send commands at about 50 Hz until a condition holds."""
+    def step():
+        send(x)
+        time.sleep(0.02)
+        return until()
+    return ros.wait(step)
+
+
+def test_the_state_is_published_while_it_waits(ros, sim):
+    poses = ros.listen(PoseStamped, '/sim/end_effector/pose')
+    goals = ros.listen(PoseStamped, '/sim/goal/pose')
+    twists = ros.listen(TwistStamped, '/sim/end_effector/twist')
+    ros.wait(lambda: len(poses) > 3 and len(goals) > 3 and len(twists) > 3)
+    first = len(poses)
+    time.sleep(1.2)
+    assert 0.8 * 30 <= len(poses) - first <= 1.1 * 30
+    pose = poses[-1][1]
+    assert pose.header.frame_id == 'world'
+    assert pose.pose.orientation.w == 1.0
+    stamp_s = pose.header.stamp.sec + pose.header.stamp.nanosec * 1e-9
+    assert abs(time.time() - stamp_s) < 1.0
+    assert len({message.pose.position.x for _, message in poses}) == 1
+    status = told(ros)
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message == 'waiting for a command'
+    assert values(status)['steps'] == '0'
+
+
+def test_it_obeys_then_holds_then_is_safe(ros, arm):
+    poses = ros.listen(PoseStamped, '/sim/end_effector/pose')
+    first = len(ros.diagnostics)
+    drive(ros, arm, lambda: len(poses) > 8 and
+          poses[-1][1].pose.position.x > poses[0][1].pose.position.x + 0.02)
+    status = ros.wait(lambda: next((
+        status for status in ros.diagnostics[first:]
+        if status.name == f'sim/{STATUS}' and values(status)['state'] == 'safe'), None))
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message == 'commands stopped: the safe one acts'
+    steps = int(values(told(ros))['steps'])
+    ros.wait(lambda: int(values(told(ros))['steps']) > steps)  # the world goes on
+
+
+@pytest.mark.parametrize('x, words', [(float('nan'), 'nan'), (float('-inf'), '-inf')])
+def test_a_bad_command_is_ignored_and_named(ros, arm, x, words):
+    before = int(values(told(ros))['bad_commands'])
+    arm(x)
+    status = told(ros, lambda status: 'ignored' in status.message)
+    assert status.level == DiagnosticStatus.WARN
+    assert 'ignored a command on end_effector/command' in status.message
+    assert words in status.message
+    assert int(values(status)['bad_commands']) == before + 1
+
+
+def test_reset_by_service(ros, arm):
+    goals = ros.listen(PoseStamped, '/sim/goal/pose')
+    client = ros.node.create_client(Trigger, '/sim/sim_node/reset')
+    assert client.wait_for_service(timeout_sec=5.0)
+    ros.wait(lambda: goals)
+    before = goals[-1][1].pose.position.x
+    future = client.call_async(Trigger.Request())
+    ros.wait(future.done)
+    assert future.result().success
+    ros.wait(lambda: goals[-1][1].pose.position.x != before, what='a new goal')
+    assert told(ros, lambda s: values(s)['state'] == 'waiting')
+
+
+def in_process_returns(model, seed, episodes):
+    """Return what the same policy gets without topics."""
+    policy = OnnxPolicy(model)
+    world = make_world(WorldConfig('fetch_reach', noise=NoiseConfig(actuator=0.3)))
+    scale = np.array(policy.spec.action[0].scale)
+    limits = np.array(policy.spec.action[0].upper)
+    returns, obs = [], world.reset(seed=seed)[0]
+    for _ in range(episodes):
+        total, done = 0.0, False
+        while not done:
+            action = np.clip(policy(obs.astype(np.float32)).astype(float), -limits, limits)
+            obs, reward, terminated, truncated, _ = world.step(action / scale)
+            total, done = total + reward, terminated or truncated
+        returns.append(total)
+        obs = world.reset()[0]
+    return returns
+
+
+def test_episodes_over_topics_are_those_in_process(ros, model):
+    """Same seed, same policy, same returns: no command may come a period late."""
+    expected = in_process_returns(model, seed=11, episodes=2)
+    for attempt in range(3):  # a busy machine may delay a command; that shows as late_commands
+        names = ['-r', f'__ns:=/pair{attempt}']
+        robot = ros.start('sim_node', names, seed=11, episodes=2, actuator_noise=0.3,
+                          diagnostics_period_s=0.2)
+        brain = ros.start('policy_node', names, model=model, diagnostics_period_s=0.2)
+        name = f'pair{attempt}/{STATUS}'
+        status = ros.status(name, lambda s: values(s)['state'] == 'ended', timeout=30.0)
+        late = ros.episodes(f'/pair{attempt}/sim_node/episode')  # joins when all is over
+        ros.wait(lambda: len(late) == 2, what='two results')
+        results = [values(message) for _, message in late]
+        assert [result['episode'] for result in results] == ['1', '2']
+        assert [result['success'] for result in results] == ['1', '1']
+        assert [result['length'] for result in results] == ['50', '50']
+        assert values(status)['successes'] == '2'
+        reports = [values(s) for s in ros.diagnostics
+                   if s.name == f'pair{attempt}/policy_node: control']
+        assert ros.stop(brain) == 0 and ros.stop(robot) == 0
+        if values(status)['late_commands'] == '0' and reports[-1]['repeated_states'] == '0':
+            break
+    returns = [float(result['return']) for result in results]
+    assert returns == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
+    names = ['-r', '__ns:=/victim']
+    robot = ros.start('sim_node', names)
+    brain = ros.start('policy_node', names, model=model, diagnostics_period_s=0.2)
+    commands = ros.listen(TwistStamped, '/victim/end_effector/command')
+    ros.wait(lambda: len(commands) > 5 and commands[-1][1].twist.linear.x != 0.0)
+    begin = time.monotonic()
+    robot.send_signal(signal.SIGKILL)
+    robot.wait()
+    ros.wait(lambda: commands[-1][1].twist.linear.x == 0.0)
+    after = next(when for when, message in commands
+                 if when > begin and message.twist.linear.x == 0.0)
+    assert after - begin < 0.1 + 0.04 + 0.1  # max_age_s, a period, and a busy machine
+    status = ros.status('victim/policy_node: control')
+    assert status.level == DiagnosticStatus.ERROR
+    assert 'end_effector_position: stale' in status.message
+    assert ros.stop(brain) == 0
+
+
+@pytest.mark.parametrize('parameters, words', [
+    ({'config': '/none/task.yaml'}, 'task file /none/task.yaml cannot be read'),
+    ({'config': 'other.yaml'}, 'world.tsak is not a known key'),
+    ({'speed': 0.0}, 'parameter speed (from 0.1 to 20.0)')])
+def test_a_startup_error_is_one_line(ros, parameters, words):
+    (ros.folder / 'other.yaml').write_text('world:\n  tsak: fetch_reach\n')
+    process = ros.start('sim_node', **parameters)
+    assert process.wait(timeout=30) == 2
+    lines = [line for line in process.log.read_text().splitlines() if 'sim_node: ' in line]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert 'Traceback' not in process.log.read_text()

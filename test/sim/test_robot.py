@@ -1,0 +1,156 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of the simulated robot's rules, on a world that records what it is told."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from policy_files import joint_spec, pose_spec
+import pytest
+
+from dpg_robot.sim.robot import SimulatedRobot
+
+
+class World:
+    """Count steps, end after five of them, and keep every action."""
+
+    def __init__(self, spec=None):
+        self.policy_spec = spec or pose_spec()
+        self.actions, self.seeds, self.steps = [], [], 0
+
+    def reset(self, seed=None):
+        self.seeds.append(seed)
+        self.steps = 0
+        return np.zeros(self.policy_spec.obs_dim), {}
+
+    def step(self, action):
+        self.actions.append(action.tolist())
+        self.steps += 1
+        observation = np.full(self.policy_spec.obs_dim, float(self.steps))
+        return observation, -1.0, False, self.steps == 5, {'is_success': self.steps == 5}
+
+
+def robot_and_world(spec=None, **options):
+    world = World(spec)
+    return SimulatedRobot(world, **options), world
+
+
+def command(robot, *values):
+    robot.give_command('hand/command', np.array(values))
+
+
+def test_it_waits_for_the_first_command():
+    robot, world = robot_and_world(seed=5)
+    for _ in range(3):
+        assert robot.tick() is None
+    assert (robot.state, world.actions, world.seeds) == ('waiting', [], [5])
+    assert robot.observation.tolist() == [0.0] * 6
+    command(robot, 0.0, 0.0, 0.0)  # the safe command: nobody drives yet
+    robot.tick()
+    assert (robot.state, world.actions) == ('waiting', [])
+    command(robot, 0.1, 0.2, 0.3)
+    robot.tick()
+    assert (robot.state, world.actions) == ('driven', [[0.1, 0.2, 0.3]])
+    assert robot.observation.tolist() == [1.0] * 6
+
+
+def test_it_need_not_wait():
+    robot, world = robot_and_world(wait_for_command=False)
+    robot.tick()
+    assert (robot.state, world.actions) == ('waiting', [[0.0, 0.0, 0.0]])
+    assert (robot.num_steps, robot.num_safe_steps) == (1, 1)
+
+
+def test_commands_are_scaled_and_clipped():
+    spec = joint_spec()
+    robot, world = robot_and_world(spec)
+    robot.give_command('effort/commands', np.array([1.0, -9.0]))
+    robot.tick()
+    assert world.actions == [[0.5, -1.0]]
+
+
+def test_a_command_is_held_and_then_the_safe_one_acts():
+    robot, world = robot_and_world(hold_s=0.04)  # two ticks at 50 Hz
+    command(robot, 0.4, 0.0, 0.0)
+    states = []
+    for _ in range(4):
+        robot.tick()
+        states.append(robot.state)
+    assert states == ['driven', 'driven', 'driven', 'safe']
+    assert [action[0] for action in world.actions] == [0.4, 0.4, 0.4, 0.0]
+    assert (robot.num_late_commands, robot.num_safe_steps) == (2, 1)
+    command(robot, 0.2, 0.0, 0.0)
+    robot.tick()
+    assert (robot.state, world.actions[-1][0]) == ('driven', 0.2)
+
+
+def test_an_episode_ends_with_its_result_and_forgets_the_command():
+    robot, world = robot_and_world(seed=1)
+    results = []
+    for _ in range(5):
+        command(robot, 0.1, 0.1, 0.1)
+        results.append(robot.tick())
+    assert results[:4] == [None] * 4
+    assert results[4] == (1, True, -5.0, 5)
+    assert robot.observation.tolist() == [0.0] * 6
+    assert world.seeds == [1, None]
+    robot.tick()
+    assert (robot.state, len(world.actions)) == ('waiting', 5)
+    assert (robot.num_episodes, robot.num_successes) == (1, 1)
+
+
+@pytest.mark.parametrize('options', [{'auto_reset': False}, {'episodes': 1}])
+def test_it_holds_the_last_state_when_it_has_ended(options):
+    robot, world = robot_and_world(**options)
+    for _ in range(8):
+        command(robot, 0.1, 0.1, 0.1)
+        robot.tick()
+    assert (robot.state, len(world.actions), robot.num_episodes) == ('ended', 5, 1)
+    assert robot.observation.tolist() == [5.0] * 6
+    robot.begin_episode()
+    command(robot, 0.1, 0.1, 0.1)
+    robot.tick()
+    assert (robot.state, len(world.actions)) == ('driven', 6)
+
+
+def test_a_reset_in_the_middle_is_not_counted():
+    robot, _ = robot_and_world()
+    command(robot, 0.1, 0.1, 0.1)
+    robot.tick()
+    robot.begin_episode()
+    assert (robot.num_episodes, robot.observation.tolist()) == (0, [0.0] * 6)
+    for _ in range(5):
+        command(robot, 0.1, 0.1, 0.1)
+        result = robot.tick()
+    assert (result.episode, result.length) == (1, 5)
+
+
+def test_every_action_topic_must_speak():
+    term = pose_spec().action[0]
+    other = SimpleNamespace(**{**vars(term), 'name': 'b', 'topic': 'b/command', 'size': 3})
+    spec = SimpleNamespace(
+        **{**vars(pose_spec()), 'action': (term, other)}, obs_dim=6, action_dim=6,
+        control_dt=0.02)
+    robot, world = robot_and_world(spec, hold_s=0.02)
+    command(robot, 0.1, 0.1, 0.1)
+    robot.tick()
+    assert world.actions == []
+    robot.give_command('b/command', np.full(3, 0.2))
+    robot.tick()
+    assert world.actions == [[0.1, 0.1, 0.1, 0.2, 0.2, 0.2]]
+    for _ in range(2):
+        command(robot, 0.1, 0.1, 0.1)
+        robot.tick()
+    assert robot.state == 'safe'
