@@ -1,0 +1,196 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Checkpoints: whole or not there, whatever happens; and a resumed run equals any other."""
+
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+from small_training import assert_same_parameters, stop_after, tiny_config, train
+import torch
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+
+NUM_KILLS = 20
+# A checkpoint after every step of the worlds, so that many kills land in one.
+CAMPAIGN = ('trainer.env_steps=600', 'trainer.checkpoint_every_steps=2')
+# What a clock decides.
+TIMES = ('steps_per_second', 'remaining_s', 'train_seconds')
+
+
+def _train_in_child(run_dir, num_rounds=None):
+    limit = {'should_stop': stop_after(num_rounds)} if num_rounds else {}
+    train(tiny_config(*CAMPAIGN), run_dir, **limit)
+
+
+def _start(forks, *args):
+    child = forks.Process(target=_train_in_child, args=args)
+    child.start()
+    return child
+
+
+def _seconds_to_start(forks, tmp_path):
+    for name in ('first', 'second'):  # the first one starts the fork server
+        started = time.monotonic()
+        _start(forks, tmp_path / name, 1).join()
+    return time.monotonic() - started
+
+
+def _new_partials(run_dir, seen):
+    """Return which files were being written when the process died, each counted once."""
+    partials = {(path.name, path.stat().st_ino, path.stat().st_mtime_ns)
+                for path in run_dir.glob('*.partial')}
+    new = partials - seen
+    seen |= new
+    return sorted(name for name, *_ in new)
+
+
+def _rows(run_dir):
+    rows = [json.loads(line) for line in (run_dir / 'metrics.jsonl').read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope='module')
+def forks():
+    """Return a context whose processes start with everything imported."""
+    context = multiprocessing.get_context('forkserver')
+    # torch imports its compiler when the first optimiser is made.
+    context.set_forkserver_preload(
+        ['dpg_robot.experiment', 'torch._dynamo', 'torch.utils.tensorboard'])
+    return context
+
+
+def test_killed_at_random_instants(forks, tmp_path, capsys):
+    started = time.monotonic()
+    rng = np.random.default_rng(0)
+    whole = train(tiny_config(*CAMPAIGN), tmp_path / 'whole')
+    startup_s = _seconds_to_start(forks, tmp_path)
+    num_kills, num_in_writing, num_finished, seen, run_dir = 0, 0, 0, set(), tmp_path / 'run-0'
+    while num_kills < NUM_KILLS or num_finished == 0:
+        child = _start(forks, run_dir)
+        child.join(startup_s * rng.uniform(0.5, 2.2) if num_kills < NUM_KILLS else 60)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            num_kills += 1
+            num_in_writing += bool(_new_partials(run_dir, seen))
+            continue
+        assert child.exitcode == 0
+        num_finished += 1
+        _check_finished(run_dir, whole)
+        run_dir = tmp_path / f'run-{num_finished}'
+    with capsys.disabled():
+        print(f'\n{num_kills} kills in {time.monotonic() - started:.0f} s (start-up '
+              f'{startup_s:.2f} s), {num_in_writing} while a file was being written; '
+              f'{num_finished} runs finished')
+    assert num_kills == NUM_KILLS
+    assert num_in_writing >= 3
+
+
+def _check_finished(run_dir, whole):
+    assert not list(run_dir.glob('*.partial'))
+    resumed = train(None, run_dir)
+    assert resumed.finished
+    assert_same_parameters(whole, resumed)
+    assert _rows(run_dir) == _rows(whole.run_dir)
+    assert [row['env_steps'] for row in _rows(run_dir)] == list(range(20, 601, 20))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return the path of a good checkpoint."""
+    path = tmp_path / 'checkpoint.pt'
+    save_checkpoint(path, {'weights': torch.arange(1000.0), 'step': 7})
+    return path
+
+
+def test_round_trip(path):
+    state = load_checkpoint(path)
+    assert state['step'] == 7
+    assert torch.equal(state['weights'], torch.arange(1000.0))
+    assert [file.name for file in path.parent.iterdir()] == ['checkpoint.pt']
+
+
+def test_missing(tmp_path):
+    with pytest.raises(SpecError, match='^checkpoint .*/nothing.pt does not exist$'):
+        load_checkpoint(tmp_path / 'nothing.pt')
+
+
+@pytest.mark.parametrize('size', [0, 1, 100, 2000, -1])
+def test_truncated(path, size):
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(SpecError, match='^checkpoint .*checkpoint.pt cannot be read; it must be '
+                       'a whole file') as caught:
+        load_checkpoint(path)
+    assert '\n' not in str(caught.value)
+
+
+class _Gone:
+    """Something whose class the reader does not have."""
+
+
+@pytest.mark.parametrize('garbage', [
+    b'garbage', b'\x80\x04garbage', b'PK\x03\x04garbage',
+    pickle.dumps(_Gone()).replace(b'_Gone', b'_Lost'), bytes(range(256)) * 40],
+    ids=('word', 'pickle', 'zip', 'class', 'bytes'))
+def test_garbage(path, garbage):
+    path.write_bytes(garbage)
+    with pytest.raises(SpecError, match='^checkpoint .*checkpoint.pt cannot be read'):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize('content, version', [
+    ({'checkpoint_version': 0}, 0), ({}, None), ([1, 2], None)])
+def test_other_version(path, content, version):
+    torch.save(content, path)
+    with pytest.raises(SpecError, match=f'^checkpoint .*checkpoint.pt must have version 1, '
+                       f'got {version}$'):
+        load_checkpoint(path)
+
+
+def test_disk_full_leaves_the_old_checkpoint(path, monkeypatch):
+    before = path.read_bytes()
+
+    def save(state, file):
+        file.write(b'half of it')
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', save)
+    with pytest.raises(OSError, match='No space left'):
+        save_checkpoint(path, {'step': 8})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    save_checkpoint(path, {'step': 9})
+    assert load_checkpoint(path)['step'] == 9
+    assert [file.name for file in path.parent.iterdir()] == ['checkpoint.pt']
+
+
+def test_write_atomic_shows_the_old_file_until_the_new_one_is_whole(tmp_path):
+    path = Path(tmp_path, 'file')
+    path.write_bytes(b'old')
+
+    def write(file):
+        file.write(b'new')
+        file.flush()
+        assert path.read_bytes() == b'old'
+    write_atomic(path, write)
+    assert path.read_bytes() == b'new'
