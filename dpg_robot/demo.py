@@ -35,12 +35,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 
 from dpg_robot.cli import train, write_json
+from dpg_robot.contract.messages import message_class
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import evaluate_model, ExperimentConfig, export_run, versions
 from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.trainer import METRICS_FILE
-from dpg_robot.nodes.common import message_class
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
@@ -133,6 +133,7 @@ class Drive:
 
     success: float = 0.0
     diagnostics: dict[str, str] = field(default_factory=dict)
+    waiting_ticks: int | None = None
     safe_ticks: int = 0
     state_stamps: list[float] = field(default_factory=list)
     command_stamps: list[float] = field(default_factory=list)
@@ -187,9 +188,10 @@ def _watch(node, spec, drive, results):
         for status in array.status:
             if status.name.startswith('policy_node'):
                 drive.diagnostics = {item.key: item.value for item in status.values}
-                if not results:  # safe ticks before the first episode are the wait for the robot
-                    drive.idle = int(drive.diagnostics['safe_ticks'])
-                drive.safe_ticks = int(drive.diagnostics['safe_ticks']) - drive.idle
+                safe_ticks = int(drive.diagnostics['safe_ticks'])
+                if drive.waiting_ticks is None and drive.diagnostics['state'] == 'running':
+                    drive.waiting_ticks = safe_ticks  # until the robot was there
+                drive.safe_ticks = safe_ticks - (drive.waiting_ticks or 0)
 
     def stamps(into):
         return lambda message: into.append(

@@ -31,7 +31,7 @@ class CommandLimiter:
 
     An element whose ``safe`` is null holds its last command. Before its first command there is
     nothing to hold: such an element is NaN in :attr:`last`, and a topic with NaN in it must not
-    be sent (:class:`.fields.MessageWriter` leaves it out). An invented zero would be a jump for
+    be sent (:class:`.messages.MessageWriter` leaves it out). An invented zero would be a jump for
     a joint position. For the same reason its first command cannot be rate limited; every other
     element starts from its safe value.
 

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import re
 import signal
 import sys
@@ -81,18 +80,6 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
                             f'{", ".join(entry.choices)}; got {value!r}')
         values[entry.name] = value
     return values
-
-
-def message_class(type_name: str) -> type:
-    """Return the class of a type like 'sensor_msgs/msg/JointState'.
-
-    :raises SpecError: if it is not installed.
-    """
-    package, _, name = type_name.split('/')
-    try:
-        return getattr(importlib.import_module(f'{package}.msg'), name)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(f'message type {type_name} is not installed') from error
 
 
 def decimal(value: float) -> str:

@@ -29,13 +29,13 @@ import time
 
 from rclpy.node import Node
 
-from dpg_robot.contract.fields import check_fields, MessageWriter
+from dpg_robot.contract.fields import check_fields
+from dpg_robot.contract.messages import message_class, MessageWriter
 from dpg_robot.nodes.common import (
     collect_garbage,
     declare_parameters,
     Diagnostics,
     flush,
-    message_class,
     NEWEST_BEST_EFFORT,
     NEWEST_RELIABLE,
     Parameter,

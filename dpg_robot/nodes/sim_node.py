@@ -32,13 +32,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_srvs.srv import Trigger
 import yaml
 
-from dpg_robot.contract.fields import (
-    check_fields,
-    FieldFault,
-    FieldReader,
-    group_by_topic,
-    MessageWriter,
-)
+from dpg_robot.contract.fields import check_fields, FieldFault, FieldReader
+from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
 from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.nodes.common import (
     collect_garbage,
@@ -46,7 +41,6 @@ from dpg_robot.nodes.common import (
     Diagnostics,
     flatten,
     flush,
-    message_class,
     NEWEST_RELIABLE,
     Parameter,
     quiet_garbage_collector,
@@ -175,7 +169,8 @@ class SimNode(Node):
             'episode': result.episode, 'success': int(result.success),
             'return': result.episode_return, 'length': result.length})
         self._episodes.publish(DiagnosticStatus(
-            name=f'{self.get_fully_qualified_name().lstrip("/")}: episode', message='success' if result.success else 'failure',
+            name=f'{self.get_fully_qualified_name().lstrip("/")}: episode',
+            message='success' if result.success else 'failure',
             hardware_id=self.robot.spec.robot,
             values=[KeyValue(key=k, value=v) for k, v in values.items()]))
 

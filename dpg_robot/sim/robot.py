@@ -29,7 +29,7 @@ import gymnasium
 import numpy as np
 
 from dpg_robot.contract.command import CommandLimiter
-from dpg_robot.contract.fields import group_by_topic
+from dpg_robot.contract.messages import group_by_topic
 from dpg_robot.contract.spec import PolicySpec
 
 

@@ -18,7 +18,6 @@ from array import array
 from types import SimpleNamespace
 
 import numpy as np
-from policy_files import joint_spec
 import pytest
 
 from dpg_robot.contract.fields import (
@@ -27,11 +26,8 @@ from dpg_robot.contract.fields import (
     FieldFault,
     FieldReader,
     FieldWriter,
-    group_by_topic,
-    MessageWriter,
     parse_field,
 )
-from dpg_robot.contract.spec import ActionTerm
 from dpg_robot.contract.strict import SpecError
 
 
@@ -128,35 +124,3 @@ def test_a_fixed_array_cannot_grow():
 def test_check_fields_wants_names_for_joints():
     with pytest.raises(SpecError, match=r'position: .* at data\[elbow\]'):
         check_fields(('data[elbow]',), SimpleNamespace(data=array('d')), 'position')
-
-
-def test_group_by_topic_keeps_places():
-    groups = group_by_topic(joint_spec().observation)
-    assert list(groups) == ['joint_states']
-    assert groups['joint_states'].places.tolist() == [0, 1, 2, 3]
-
-
-def action_terms(frames=('base', 'base')):
-    return [ActionTerm(name, topic, 'test_msgs/msg/Joints', (field,), 'rad', (1.0,), (-1.0,),
-                       (1.0,), (None,), (None,), frame_id=frame)
-            for name, topic, field, frame in (
-                ('a', 'one', 'position[a]', frames[0]), ('b', 'two', 'position[b]', 'base'),
-                ('c', 'one', 'velocity[a]', frames[1]))]
-
-
-def test_one_message_for_each_topic_with_stamp_and_frame():
-    writer = MessageWriter(action_terms(), lambda name: joints())
-    (one, first), (two, second) = writer.write(np.array([1.0, 2.0, 3.0]), 'now')
-    assert (one, two) == ('one', 'two')
-    assert (first.position[0], first.velocity[0], second.position[0]) == (1.0, 3.0, 2.0)
-    assert (first.header.stamp, first.header.frame_id) == ('now', 'base')
-
-
-def test_a_topic_that_is_not_finite_is_left_out():
-    writer = MessageWriter(action_terms(), lambda name: joints())
-    assert [topic for topic, _ in writer.write(np.array([1.0, 2.0, np.nan]), 'now')] == ['two']
-
-
-def test_one_topic_has_one_frame():
-    with pytest.raises(SpecError, match='topic one: .* one frame_id, got base, tool'):
-        MessageWriter(action_terms(('base', 'tool')), lambda name: joints())
