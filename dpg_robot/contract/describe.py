@@ -41,7 +41,7 @@ def describe(spec: PolicySpec, content_hash: str) -> str:
             ('estimator', record.estimator), ('environment steps', f'{record.env_steps:,}'),
             ('seed', str(record.seed)), *_flatten('world', record.world),
             *_evaluation(record.evaluation),
-            ('versions', ', '.join(f'{k} {v}' for k, v in record.versions.items())),
+            ('versions', ', '.join(f'{k} {v}' for k, v in sorted(record.versions.items()))),
             ('content hash', content_hash)])]
     return '\n'.join(lines) + '\n'
 
@@ -58,7 +58,8 @@ def _evaluation(evaluation):
 
 def _flatten(name, value):
     if isinstance(value, dict) and value:
-        return [row for key, item in value.items() for row in _flatten(f'{name}.{key}', item)]
+        return [row for key, item in sorted(value.items())
+                for row in _flatten(f'{name}.{key}', item)]
     return [(name, 'none' if value == {} else str(value))]
 
 
