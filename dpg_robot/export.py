@@ -133,10 +133,10 @@ def parity(policy, spec: PolicySpec, model: onnx.ModelProto, observations: np.nd
     scale = action_scale(spec)
     reach = np.array([high - low for term in spec.action
                       for low, high in zip(term.lower, term.upper)])
-    worst = 0.0
+    worst = []
     for eps in (np.zeros_like(drawn), drawn):
         with torch.no_grad():
             ours = policy(torch.from_numpy(observations), torch.from_numpy(eps)) * scale
         theirs, = session.run(['action'], {'observation': observations, 'eps': eps})
-        worst = max(worst, float(np.max(np.abs(ours.numpy() - theirs) / reach)))
-    return worst
+        worst.append(np.max(np.abs(ours.numpy() - theirs) / reach))
+    return float(np.max(worst))  # NaN if any action is: Python's max would drop it
