@@ -31,7 +31,8 @@ import torch
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 
-NUM_KILLS = 20
+# At least so many in all, and so many of them while a file was being written.
+NUM_KILLS, NUM_IN_WRITING = 20, 5
 # A checkpoint after every step of the worlds, so that many kills land in one.
 CAMPAIGN = ('trainer.env_steps=600', 'trainer.checkpoint_every_steps=2')
 # What a clock decides.
@@ -85,26 +86,26 @@ def test_killed_at_random_instants(forks, tmp_path, capsys):
     rng = np.random.default_rng(0)
     whole = train(tiny_config(*CAMPAIGN), tmp_path / 'whole')
     startup_s = _seconds_to_start(forks, tmp_path)
-    num_kills, num_in_writing, num_finished, seen, run_dir = 0, 0, 0, set(), tmp_path / 'run-0'
-    while num_kills < NUM_KILLS or num_finished == 0:
+    num_kills, num_in_writing, num_finished, seen = 0, 0, 0, set()
+    enough = False
+    while not enough:
+        run_dir = tmp_path / f'run-{num_finished}'
+        enough = num_kills >= NUM_KILLS and num_in_writing >= NUM_IN_WRITING
         child = _start(forks, run_dir)
-        child.join(startup_s * rng.uniform(0.5, 2.2) if num_kills < NUM_KILLS else 60)
+        child.join(None if enough else startup_s * rng.uniform(0.5, 2.2))
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
             child.join()
             num_kills += 1
             num_in_writing += bool(_new_partials(run_dir, seen))
-            continue
-        assert child.exitcode == 0
-        num_finished += 1
-        _check_finished(run_dir, whole)
-        run_dir = tmp_path / f'run-{num_finished}'
+        else:
+            assert child.exitcode == 0
+            num_finished += 1
+            _check_finished(run_dir, whole)
     with capsys.disabled():
         print(f'\n{num_kills} kills in {time.monotonic() - started:.0f} s (start-up '
               f'{startup_s:.2f} s), {num_in_writing} while a file was being written; '
               f'{num_finished} runs finished')
-    assert num_kills == NUM_KILLS
-    assert num_in_writing >= 3
 
 
 def _check_finished(run_dir, whole):

@@ -1,0 +1,212 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The trainer: what it remembers, what it reports, and that it can stop and go on anywhere."""
+
+from dataclasses import asdict
+import json
+import math
+
+import numpy as np
+import pytest
+from small_training import (
+    assert_same_parameters,
+    parameters_of,
+    stop_after,
+    tiny_config,
+    train,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import torch
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.experiment import open_trainer
+from dpg_robot.learn.replay import Replay
+from dpg_robot.learn.trainer import Progress
+
+EVALUATED = ('trainer.eval_every_steps=100', 'trainer.eval_episodes=1')
+
+
+@pytest.fixture(scope='module')
+def progresses():
+    """Return what the run of :func:`whole` reported."""
+    return []
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, progresses):
+    """Return a finished training with evaluations."""
+    return train(tiny_config(*EVALUATED), tmp_path_factory.mktemp('whole'),
+                 on_progress=progresses.append)
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_replay_holds_the_true_last_observation(tmp_path, monkeypatch):
+    """Episodes last 50 steps; the observation after the 50th is that of the old episode."""
+    batches = []
+    add = Replay.add
+    monkeypatch.setattr(Replay, 'add', lambda self, batch: (batches.append(batch),
+                                                            add(self, batch)))
+    trainer = open_trainer(tiny_config('trainer.env_steps=104'), tmp_path, resume=False)
+    resets, finals = [], []
+    step = trainer.envs.step
+
+    def watch(action):
+        obs, reward, terminated, truncated, info = step(action)
+        if truncated.any():
+            assert truncated.all() and not terminated.any()
+            resets.append(obs.copy())
+            finals.append(np.stack(info['final_obs']))
+        return obs, reward, terminated, truncated, info
+    monkeypatch.setattr(trainer.envs, 'step', watch)
+    trainer.run()
+    assert len(batches) == 52 and len(resets) == 1
+    last = batches[49]
+    torch.testing.assert_close(last.next_obs, torch.tensor(finals[0], dtype=torch.float32),
+                               rtol=0, atol=0)
+    # The goal (the last three elements) is that of the episode; a reset draws another.
+    assert torch.equal(last.next_obs[:, 6:], last.obs[:, 6:])
+    assert not torch.equal(last.next_obs, torch.tensor(resets[0], dtype=torch.float32))
+    assert not last.terminated.any()
+    # The next transition begins where the reset left the worlds.
+    assert torch.equal(batches[50].obs, torch.tensor(resets[0], dtype=torch.float32))
+    for before, after in zip(batches[:49], batches[1:50]):
+        assert torch.equal(before.next_obs, after.obs)
+
+
+def test_evaluation_moves_no_random_state(whole, tmp_path):
+    other = train(tiny_config(), tmp_path)
+    assert_same_parameters(whole, other)
+    assert torch.equal(whole.replay.data.obs, other.replay.data.obs)
+    assert whole.last_eval is not None and other.last_eval is None
+
+
+def test_another_seed_gives_other_parameters(whole, tmp_path):
+    other = train(tiny_config('trainer.seed=1'), tmp_path)
+    name = 'policy.net.weights.0'
+    assert not torch.equal(parameters_of(whole)[name], parameters_of(other)[name])
+
+
+@pytest.mark.parametrize('num_rounds', [
+    3,   # before learning began
+    25,  # in the middle of an episode, between two checkpoints
+    50,  # at the end of an episode
+    99])
+def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, num_rounds):
+    config = tiny_config(*EVALUATED)
+    stopped = train(config, tmp_path, should_stop=stop_after(num_rounds))
+    assert stopped.env_steps == 2 * num_rounds and not stopped.finished
+    resumed = train(config, tmp_path)
+    assert resumed.finished
+    assert_same_parameters(whole, resumed)
+    assert resumed.last_eval == whole.last_eval
+    times = ('steps_per_second', 'remaining_s', 'train_seconds')
+    for ours, theirs in zip(rows_of(tmp_path), rows_of(whole.run_dir), strict=True):
+        assert {k: v for k, v in ours.items() if k not in times} == \
+            {k: v for k, v in theirs.items() if k not in times}
+
+
+def test_a_finished_training_can_be_extended(whole, tmp_path):
+    extended = tmp_path / 'extended'
+    train(tiny_config('trainer.env_steps=100'), extended)
+    assert_same_parameters(whole, train(tiny_config('trainer.env_steps=200'), extended))
+    with pytest.raises(SpecError, match='^trainer.env_steps must be at least 200, the steps '
+                       'already taken in .*/extended, got 100$'):
+        open_trainer(tiny_config('trainer.env_steps=100'), extended, resume=True)
+    # The refusal has changed nothing.
+    assert open_trainer(None, extended, resume=True).finished
+
+
+@pytest.mark.parametrize('override, message', [
+    ('trainer.seed=5', r'^trainer.seed must be 0, as the training in .* began with, got 5$'),
+    ('learner.sigma=0.5', r'^learner.sigma must be 0.2, as the training in .*, got 0.5$'),
+    ('learner.hidden=[8]', r'^learner.hidden must be \[16\], as the training in .*, got \[8\]$'),
+    ('world.noise.actuator=0', r'^world.noise.actuator must be 0.3, as .*, got 0.0$'),
+    ('world.noise.observation={goal_position: 0.1}',
+     r'^world.noise.observation.goal_position must be None, as .*, got 0.1$')])
+@pytest.mark.parametrize('has_config_file', [True, False])
+def test_another_config_is_refused(whole, tmp_path, override, message, has_config_file):
+    for name in ('checkpoint.pt', 'metrics.jsonl', 'config.yaml')[:3 if has_config_file else 2]:
+        (tmp_path / name).write_bytes((whole.run_dir / name).read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SpecError, match=message):
+        open_trainer(tiny_config(*EVALUATED, override), tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_progress(whole, progresses):
+    assert [p.env_steps for p in progresses] == list(range(20, 201, 20))
+    assert all(p.total_steps == 200 for p in progresses)
+    # One update for each two steps, from the end of the warm-up, at step 20, on.
+    assert [p.updates for p in progresses] == [1 + 10 * i for i in range(10)]
+    first, last = progresses[0], progresses[-1]
+    assert math.isnan(first.episode_return) and math.isnan(first.eval_success)
+    assert first.remaining_s > 0 and last.remaining_s == 0
+    assert all(p.steps_per_second > 0 for p in progresses)
+    # Minus the distance [m] over 50 steps: the arm can reach about a metre.
+    assert -50 < last.episode_return < 0 and -50 < last.eval_return < 0
+    assert 0 <= last.success <= 1 and 0 <= last.eval_success <= 1
+    assert last.eval_return == whole.last_eval['return_mean']
+    assert len(whole.recent) == 4  # 200 steps make four episodes of 50
+    assert last.episode_return == np.mean([total for total, _ in whole.recent])
+
+
+def test_rows_of_metrics(whole, progresses):
+    rows = rows_of(whole.run_dir)
+    assert [row['env_steps'] for row in rows] == [p.env_steps for p in progresses]
+    for row, progress in zip(rows, progresses):
+        for name, value in asdict(progress).items():
+            assert row[name] == (value if math.isfinite(value) else None)
+    assert rows[0]['episode_return'] is None
+    assert rows[-1]['train_seconds'] > rows[1]['train_seconds'] > 0
+    assert {'loss/policy', 'loss/denoiser', 'policy/entropy'} <= set(rows[-1])
+
+
+def test_curves_in_tensorboard(whole, progresses):
+    events = EventAccumulator(str(whole.run_dir / 'tensorboard')).Reload()
+    tags = events.Tags()['scalars']
+    assert {f'training/{name}' for name in Progress.__dataclass_fields__} <= set(tags)
+    scalars = events.Scalars('training/episode_return')
+    assert [event.step for event in scalars] == [p.env_steps for p in progresses]
+    for event, progress in zip(scalars, progresses):
+        assert event.value == pytest.approx(progress.episode_return, rel=1e-6, nan_ok=True)
+    losses = events.Scalars('loss/policy')
+    assert losses[-1].value == pytest.approx(rows_of(whole.run_dir)[-1]['loss/policy'], rel=1e-6)
+
+
+def test_rows_after_the_last_checkpoint_are_forgotten(whole, tmp_path):
+    for name in ('checkpoint.pt', 'config.yaml'):
+        (tmp_path / name).write_bytes((whole.run_dir / name).read_bytes())
+    text = (whole.run_dir / 'metrics.jsonl').read_text()
+    # A killed run: a whole row too many, then one cut short.
+    (tmp_path / 'metrics.jsonl').write_text(text + '{"env_steps": 220}\n{"env_steps": 24')
+    open_trainer(None, tmp_path, resume=True).close()
+    assert (tmp_path / 'metrics.jsonl').read_text() == text
+
+
+def test_an_exception_keeps_the_last_checkpoint(tmp_path, whole):
+    config = tiny_config(*EVALUATED, 'trainer.checkpoint_every_steps=40')
+
+    def fail_at(progress):
+        if progress.env_steps >= 100:
+            raise RuntimeError('out of luck')
+    with pytest.raises(RuntimeError, match='out of luck'):
+        train(config, tmp_path, on_progress=fail_at)
+    trainer = open_trainer(None, tmp_path, resume=True)
+    assert trainer.env_steps == 80
+    trainer.run()
+    assert_same_parameters(whole, trainer)

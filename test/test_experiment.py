@@ -1,0 +1,179 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Experiments: every mistake in a YAML, an override or a folder gets one line that names it."""
+
+import numpy as np
+import pytest
+from small_training import tiny_config, train
+import yaml
+
+from dpg_robot.contract.spec import TrainingRecord
+from dpg_robot.contract.strict import dump, SpecError
+from dpg_robot.experiment import (
+    CONFIG_FILE,
+    export_run,
+    load_config,
+    open_trainer,
+    versions,
+    world_of,
+)
+from dpg_robot.sim.world import make_world, WorldConfig
+
+
+def test_packaged_config():
+    config = load_config('fetch_reach')
+    assert config.world.task == 'fetch_reach'
+    assert config.world.noise.actuator == 0.3
+    assert config.learner.estimator == 'doubly_robust'
+
+
+def test_round_trip(tmp_path):
+    config = tiny_config('learner.sigma=0.1234567890123', 'learner.target_entropy=null',
+                         'world.noise.observation={goal_position: 0.01}')
+    path = tmp_path / 'copy.yaml'
+    path.write_text(yaml.safe_dump(dump(config)))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize('text, message', [
+    ('world: {task: fetch_push}', 'world.task must be one of fetch_reach; got fetch_push'),
+    ('learner: {}', 'world is required and missing'),
+    ('world: {}', 'world.task is required and missing'),
+    ('world: {task: fetch_reach, noice: 1}',
+     'world.noice is not a known key; known keys: task, reward, noise'),
+    ('world: {task: fetch_reach}\nlearning: {}',
+     'learning is not a known key; known keys: world, learner, trainer'),
+    ('world: {task: fetch_reach}\nlearner: {sigma: wide}',
+     "learner.sigma must be a number, got 'wide'"),
+    ('world: {task: fetch_reach}\nlearner: {sigma: 0}',
+     'learner.sigma must be greater than 0, got 0.0'),
+    ('world: {task: fetch_reach}\nlearner: {sigma: .nan}',
+     'learner.sigma must be finite, got nan'),
+    ('world: {task: fetch_reach}\nlearner: {gamma: 1.0}',
+     'learner.gamma must be at most 0.9999, got 1.0'),
+    ('world: {task: fetch_reach}\nlearner: {estimator: magic}',
+     'learner.estimator must be one of denoising, critic, doubly_robust; got magic'),
+    ('world: {task: fetch_reach}\nlearner: {hidden: 64}', 'learner.hidden must be a list, got 64'),
+    ('world: {task: fetch_reach}\nlearner: {hidden: [64, 0]}',
+     'learner.hidden[1] must be at least 1, got 0'),
+    ('world: {task: fetch_reach}\nlearner: {hidden: [6.5]}',
+     'learner.hidden[0] must be an integer, got 6.5'),
+    ('world: {task: fetch_reach}\nlearner:', 'learner must be a mapping, got None'),
+    ('world: {task: fetch_reach}\ntrainer: {env_steps: yes}',
+     'trainer.env_steps must be an integer, got True'),
+    ('world: {task: fetch_reach}\ntrainer: {seed: -1}', 'trainer.seed must be at least 0, got -1'),
+    ('world: {task: fetch_reach, noise: {actuator: -0.1}}',
+     'world.noise.actuator must be at least 0, got -0.1'),
+    ('world: {task: fetch_reach, noise: {observation: {goal_position: -1}}}',
+     'world.noise.observation.goal_position must be at least 0, got -1.0'),
+    ('', 'config file PATH must be a mapping, got None'),
+    ('- 1', 'config file PATH must be a mapping, got [1]'),
+    ('world: [', 'config file PATH must be YAML: while parsing'),
+])
+def test_bad_yaml(tmp_path, text, message):
+    path = tmp_path / 'bad.yaml'
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(message.replace('PATH', str(path)))
+    assert '\n' not in str(caught.value)
+
+
+def test_config_that_is_not_text(tmp_path):
+    path = tmp_path / 'bad.yaml'
+    path.write_bytes(b'\xff\xfe\x00\x80')
+    with pytest.raises(SpecError, match='^config file .*bad.yaml must be YAML: '):
+        load_config(path)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('nowhere.yaml', '^config file nowhere.yaml cannot be read: No such file or directory$'),
+    ('fetch_fly', '^config/fetch_fly.yaml does not come with this installation; looked for ')])
+def test_no_such_config(name, message):
+    with pytest.raises(SpecError, match=message):
+        load_config(name)
+
+
+@pytest.mark.parametrize('override, message', [
+    ('learner.sigma', "an override must look like learner.sigma=0.2, got 'learner.sigma'"),
+    ('learner.sigmo=1', 'learner.sigmo is not a known key; known keys: estimator, '),
+    ('learner.sigma=-1', 'learner.sigma must be greater than 0, got -1.0'),
+    ('learner.sigma=', 'learner.sigma must be a number, got None'),
+    ('learner.sigma=[1', "override learner.sigma: its value must be YAML, got '[1': "),
+    ('learner.sigma.wide=1', 'override learner.sigma.wide: sigma is not a mapping, got 0.2'),
+    ('=1', ' is not a known key'),
+    ('teacher.sigma=1', 'teacher is not a known key; known keys: world, learner, trainer')])
+def test_bad_override(override, message):
+    with pytest.raises(SpecError) as caught:
+        load_config('fetch_reach', [override])
+    assert str(caught.value).startswith(message)
+    assert '\n' not in str(caught.value)
+
+
+def test_overrides_in_order():
+    config = load_config('fetch_reach', [
+        'learner.hidden=[8, 4]', 'learner.sigma=0.1', 'learner.sigma=0.3',
+        'world.noise.command_latency_s=0.02', 'learner.target_entropy=null'])
+    assert config.learner.hidden == (8, 4)
+    assert config.learner.sigma == 0.3
+    assert config.world.noise.command_latency_s == 0.02
+    assert config.learner.target_entropy is None
+
+
+def test_noise_on_an_unknown_term():
+    config = tiny_config('world.noise.observation={elbow: 0.1}')
+    with pytest.raises(SpecError, match='^noise.observation.elbow is not an observation term of '
+                       'fetch_reach; its terms: end_effector_position, '):
+        make_world(config.world)
+
+
+def test_a_refused_start_leaves_no_folder(tmp_path):
+    config = tiny_config('world.noise.observation={elbow: 0.1}')
+    with pytest.raises(SpecError):
+        open_trainer(config, tmp_path / 'run', resume=True)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_which_run_is_where(tmp_path):
+    config = tiny_config('trainer.env_steps=4')
+    run_dir = tmp_path / 'run'
+    with pytest.raises(SpecError, match='/run holds no training to resume: there is no '
+                       'config.yaml$'):
+        open_trainer(None, run_dir, resume=True)
+    with pytest.raises(SpecError, match='/run holds no checkpoint to export: there is no '
+                       'checkpoint.pt$'):
+        export_run(run_dir, run_dir / 'model.onnx')
+    train(config, run_dir, resume=False)
+    assert load_config(run_dir / CONFIG_FILE) == config
+    with pytest.raises(SpecError, match='/run already holds a training; resume it, or choose '
+                       'another folder$'):
+        open_trainer(config, run_dir, resume=False)
+    assert open_trainer(None, run_dir, resume=True).env_steps == 4
+
+
+def test_world_of_a_policy():
+    spec = make_world(tiny_config().world).policy_spec
+    with pytest.raises(SpecError, match='^world.task is required and missing$'):
+        world_of(spec)
+    world = WorldConfig('fetch_reach')
+    spec = spec.with_training(TrainingRecord('critic', 1, 2, dump(world)))
+    assert world_of(spec) == world
+    assert world_of(spec, ['noise.actuator=0.5']).noise.actuator == 0.5
+    assert world_of(spec) == world
+
+
+def test_versions_are_those_that_run():
+    assert versions()['numpy'] == np.__version__
+    assert all(isinstance(version, str) and version for version in versions().values())
