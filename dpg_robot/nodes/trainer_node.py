@@ -138,8 +138,7 @@ class TrainerNode(Node):
             trainer.close()
         self._state = 'finished' if finished else 'idle'
         self.get_logger().info(self._describe_end(trainer.env_steps))
-        if finished and self.get_parameter('export_when_done').value \
-                and not self._stop.is_set():
+        if finished and self.get_parameter('export_when_done').value:
             self._try(self._export)
 
     def _describe_end(self, step):
@@ -166,11 +165,13 @@ class TrainerNode(Node):
     def _try(self, job):
         """Do a job; return whether it succeeded, and one line about it."""
         try:
-            line, success = job(), True
+            line = job()
         except Exception as error:
-            line, success = _one_line(error), False
-        (self.get_logger().info if success else self.get_logger().error)(line)
-        return success, line
+            line = _one_line(error)
+            self.get_logger().warning(line)
+            return False, line
+        self.get_logger().info(line)
+        return True, line
 
     def _fail(self, error):
         self._failure, self._state = _one_line(error), 'failed'
