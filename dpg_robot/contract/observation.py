@@ -92,15 +92,14 @@ class ObservationAssembler:
     :meth:`update` may run in another thread than :meth:`assemble`: it stores one tuple, which
     replaces the last one in a single step, so neither ever waits for the other.
 
-    All times are on one steady clock [s]. Of the last vector, ``newest_s`` is when its newest
-    part was measured, and ``clock_s`` when the last of its fastest parts arrived: the terms of
-    the smallest ``max_age_s`` follow the robot's own control period, a goal need not.
+    All times are on one steady clock [s]. ``newest_s`` is when the newest part of the last vector
+    was measured.
     """
 
     def __init__(self, spec: PolicySpec):
         """Prepare readers and buffers for a spec."""
         self.topics = {term.topic: term.type for term in spec.observation}
-        self.newest_s = self.clock_s = 0.0
+        self.newest_s = 0.0
         smallest = min(term.max_age_s for term in spec.observation)
         self._clock_topics = tuple(dict.fromkeys(
             term.topic for term in spec.observation if term.max_age_s == smallest))
@@ -157,8 +156,16 @@ class ObservationAssembler:
             return None, tuple(fault for fault in found if fault is not None)
         self._vector[:] = self._values
         self.newest_s = newest
-        self.clock_s = max(samples[topic].received_s for topic in self._clock_topics)
         return self._vector, ()
+
+    def clock_s(self) -> float:
+        """Return when the newest full set of the fastest terms arrived; minus infinity if never.
+
+        The terms of the smallest ``max_age_s`` follow the robot's own control period; a goal
+        need not.
+        """
+        samples = [self._samples[topic] for topic in self._clock_topics]
+        return min(float('-inf') if sample is None else sample.received_s for sample in samples)
 
     def ages_s(self, now_s: float) -> dict[str, float | None]:
         """Return the age of each term [s], None if never received."""

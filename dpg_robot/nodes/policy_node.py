@@ -80,12 +80,13 @@ class PolicyNode(Node):
         self._stop = stop
         self._pacer = Pacer(
             self.policy.spec.control_dt / self.settings['rate_factor'], stop)
-        self._phase = PhaseLock(self._pacer, self.settings['tick_phase'])
+        self._phase = PhaseLock(
+            self._pacer, self.settings['tick_phase'], self.control.observation.clock_s)
         self._tick_time, self._latency = LatencyStatistics(), LatencyStatistics()
         self._diagnostics = Diagnostics(self, 'control', self.policy.spec.robot)
         self._state, self._faults = 'waiting', ()
         self._reported_s, self._reported_ticks = time.monotonic(), 0
-        self._last_arrival_s, self._num_repeated = 0.0, 0
+        self._num_repeated = 0
         self.get_logger().info(
             f'{self.policy.spec.task} from {self.model_path} '
             f'({self.policy.content_hash[:12]}) at {1 / self._pacer.period_s:g} Hz; waiting for '
@@ -114,12 +115,13 @@ class PolicyNode(Node):
             age_ns = self.get_clock().now().nanoseconds - stamp_ns
             stamp_s = received_s - age_ns * 1e-9
         self.control.observation.update(topic, message, received_s, stamp_s)
+        self._phase.arrived.set()
 
     def loop(self) -> None:
         """Tick until stopped, then send the safe command a last time."""
         quiet_garbage_collector()
         try:
-            while self._pacer.wait():
+            while self._phase.wait():
                 self._tick()
                 if time.monotonic() - self._reported_s >= self.settings['diagnostics_period_s']:
                     self._report()
@@ -131,14 +133,14 @@ class PolicyNode(Node):
             flush(self._command_publishers.values())
 
     def _tick(self):
-        started_s = time.monotonic()
+        arrival_s, started_s = self.control.observation.clock_s(), time.monotonic()
         step = self.control.tick(started_s)
         self._publish(step.command)
         done_s = time.monotonic()
         self._tick_time.add(done_s - started_s)
         if not step.faults:
             self._latency.add(done_s - self.control.observation.newest_s)
-            self._keep_phase()
+        self._keep_phase(arrival_s, not step.faults)
         self._update_state(step.faults)
 
     def _publish(self, command):
@@ -146,14 +148,13 @@ class PolicyNode(Node):
         for topic, message in self._writer.write(command, stamp):
             self._command_publishers[topic].publish(message)
 
-    def _keep_phase(self):
-        arrival_s = self.control.observation.clock_s
-        if self._state == 'running':
-            self._phase.track(arrival_s)
-            self._num_repeated += arrival_s == self._last_arrival_s
+    def _keep_phase(self, arrival_s, is_good):
+        if not is_good:
+            self._phase.lose()
+        elif self._state == 'running':
+            self._num_repeated += not self._phase.track(arrival_s)
         else:
-            self._phase.restart(arrival_s)
-        self._last_arrival_s = arrival_s
+            self._phase.restart()
 
     def _update_state(self, faults):
         """Log and report each change once, not each tick."""

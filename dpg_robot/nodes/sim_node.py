@@ -150,6 +150,7 @@ class SimNode(Node):
                 result = self.robot.tick()
             self._publish_state()
             self._step_time.add(time.monotonic() - started_s)
+            self.robot.rest()
             if result is not None:
                 self._publish_result(result)
             is_due = time.monotonic() - self._reported_s >= self.settings['diagnostics_period_s']

@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Callable
 
 import numpy as np
 
 # Waking from an event takes up to a millisecond now and then, from a sleep a fifth of that; an
 # event can be interrupted, so it has the long part of a wait and the sleep the last part.
 _SLEEP_S = 0.002
+# How long a tick waits for a late state, as a part of the period.
+_GRACE = 0.25
 
 
 class Pacer:
@@ -62,48 +65,105 @@ class Pacer:
             skipped = int(late / self.period_s) + 1
             self.num_missed += skipped
             self.deadline_s += skipped * self.period_s
-        return sleep_until(self.deadline_s, self._stop)
+        return self.sleep_until(self.deadline_s)
+
+    def sleep_until(self, time_s: float) -> bool:
+        """Sleep until a time of ``time.monotonic``; return False if ``stop`` was set."""
+        return sleep_until(time_s, self._stop)
 
 
 class PhaseLock:
-    """Keep the deadlines a small part of a period behind the arrival of the state.
+    """Keep the ticks a small part of a period behind the arrival of the state.
 
     Where a robot publishes its state at the control rate, a free-running grid falls anywhere in
     its period, so that commands rest on a state up to one period old, and may miss the robot's
-    next step. Locked, each tick uses the state that has just arrived. The first arrival may have
-    been a late one, and two machines' clocks drift apart; so the least delay over a window of
-    ticks is compared with the wanted one. A state that comes more often than the control rate
-    never moves the grid.
+    next step. Locked, each tick uses the state that has just arrived.
+
+    A state that comes after its deadline is worth a short wait, unless the state regularly
+    comes less often than the control rate. The first arrival may have been a late one, and two
+    machines' clocks drift apart; so the grid moves earlier if over a window of ticks even the
+    latest state came too early, and later if even the earliest came too late.
     """
 
-    def __init__(self, pacer: Pacer, phase: float, window: int = 32):
+    def __init__(self, pacer: Pacer, phase: float, arrival: Callable[[], float],
+                 window: int = 32):
         """Steer a pacer.
 
         :param phase: wanted delay from arrival to tick, as a part of the period, in [0, 1).
+        :param arrival: returns since when all parts of the newest state have been there [s of
+            ``time.monotonic``]. A state is new if this is later than the last tick.
         """
-        self._pacer = pacer
-        self._delay_s = phase * pacer.period_s
+        self.arrived = threading.Event()
+        self._pacer, self._arrival = pacer, arrival
+        self._delay_s, self._grace_s = phase * pacer.period_s, _GRACE * pacer.period_s
         self._window = window
-        self._num, self._least_s = 0, float('inf')
+        self._is_locked, self._follows, self._late_s = False, True, 0.0
+        self._tick_s = self._last_tick_s = float('-inf')
+        self._clear()
 
-    def restart(self, received_s: float) -> None:
-        """Begin the grid anew, one period after the tick that this arrival would have had."""
-        self._pacer.restart(received_s + self._delay_s + self._pacer.period_s)
-        self._num, self._least_s = 0, float('inf')
+    def _clear(self):
+        self._num = self._num_fresh = 0
+        self._least_delay_s = self._least_late_s = float('inf')
 
-    def track(self, received_s: float) -> None:
-        """Take note of the arrival time of the state used in this tick."""
-        pacer = self._pacer
-        self._least_s = min(self._least_s, pacer.deadline_s - received_s)
+    def wait(self) -> bool:
+        """Sleep until the next tick; set ``arrived`` at each arrival to end the wait for it.
+
+        :return: False if the pacer was stopped.
+        """
+        is_running = self._pacer.wait()
+        self._late_s = 0.0
+        if is_running and self._is_locked and self._follows:
+            is_running = self._wait_for_state(self._pacer.deadline_s + self._grace_s)
+        self._last_tick_s, self._tick_s = self._tick_s, time.monotonic()
+        return is_running
+
+    def _wait_for_state(self, last_s):
+        while self._arrival() <= self._tick_s:
+            self._late_s = self._grace_s
+            self.arrived.clear()
+            # Look again: it may have arrived just before the event was cleared.
+            if self._arrival() <= self._tick_s and \
+                    not self.arrived.wait(max(0.0, last_s - time.monotonic())):
+                return True
+        tick_s = min(self._arrival() + self._delay_s, last_s)
+        if self._late_s:
+            self._late_s = tick_s - self._pacer.deadline_s
+        return self._pacer.sleep_until(tick_s)
+
+    def restart(self) -> None:
+        """Begin the grid anew, one period after the tick that the newest state would have had."""
+        self._is_locked = self._follows = True
+        self._pacer.restart(self._arrival() + self._delay_s + self._pacer.period_s)
+        self._clear()
+
+    def lose(self) -> None:
+        """Wait for no state from now on, until the next restart."""
+        self._is_locked = False
+
+    def track(self, used_s: float) -> bool:
+        """Take note of the arrival time of the state that the last tick used.
+
+        :return: whether it is a new one.
+        """
+        is_fresh = used_s > self._last_tick_s
         self._num += 1
-        if self._num < self._window:
-            return
-        excess = self._least_s - self._delay_s
-        if 0.02 * pacer.period_s < excess < pacer.period_s:
+        self._num_fresh += is_fresh
+        self._least_delay_s = min(self._least_delay_s, self._pacer.deadline_s - used_s)
+        self._least_late_s = min(self._least_late_s, self._late_s)
+        if self._num == self._window:
+            self._follows = self._num_fresh > 0.75 * self._window
+            self._move_grid()
+            self._clear()
+        return is_fresh
+
+    def _move_grid(self):
+        period_s, least_s = self._pacer.period_s, 0.02 * self._pacer.period_s
+        excess = self._least_delay_s - self._delay_s
+        if self._least_late_s > least_s:
+            self._pacer.deadline_s += self._least_late_s
+        elif least_s < excess < period_s:
             # A grid has the same phase if moved by a whole period: go the short way round.
-            earlier = excess if excess < 0.5 * pacer.period_s else excess - pacer.period_s
-            pacer.deadline_s -= earlier
-        self._num, self._least_s = 0, float('inf')
+            self._pacer.deadline_s -= excess if excess < 0.5 * period_s else excess - period_s
 
 
 def sleep_until(deadline_s: float, stop: threading.Event) -> bool:

@@ -16,7 +16,8 @@
 
 At tick k the newest command acts for one control period, and the new state is there. A command
 that answers the state of tick k - 1 thus acts exactly as it would in a loop in one process, as
-long as it arrives before tick k.
+long as it arrives before tick k. The tick that ends an episode shows its last state, the next
+one the first state of a new episode, and no simulated time passes in between.
 """
 
 from __future__ import annotations
@@ -78,10 +79,23 @@ class SimulatedRobot:
 
     def begin_episode(self, seed: int | None = None) -> None:
         """Reset the world and forget the old episode's command."""
-        self.observation, _ = self._world.reset(seed=seed)
+        self._begin(self._world.reset(seed=seed)[0])
+
+    def rest(self) -> None:
+        """Reset the world if an episode is over.
+
+        This takes several times as long as a step. Called after the state of a tick is out, it
+        cannot make the next state late.
+        """
+        if self._is_over:
+            self._is_over = False
+            self._reset_observation, _ = self._world.reset()
+
+    def _begin(self, observation):
+        self.observation = observation
+        self._is_over, self._reset_observation, self._begun = False, None, False
         if self.state == 'ended':
             self.state = 'waiting'
-        self._begun = False
         self._return, self._length = 0.0, 0
         with self._lock:
             self._ticks_since = dict.fromkeys(self._groups)
@@ -99,6 +113,10 @@ class SimulatedRobot:
         :return: the result, if an episode ended.
         """
         if self.state == 'ended':
+            return None
+        self.rest()
+        if self._reset_observation is not None:
+            self._begin(self._reset_observation)
             return None
         command, state = self._newest_command()
         self.state = state
@@ -132,7 +150,7 @@ class SimulatedRobot:
         self.num_successes += success
         result = EpisodeResult(self.num_episodes, success, self._return, self._length)
         if self._auto_reset and self.num_episodes != self._episodes:
-            self.begin_episode()
+            self._is_over = True
         else:
             self.state = 'ended'
         return result

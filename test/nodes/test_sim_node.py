@@ -155,7 +155,7 @@ def in_process_returns(model, seed, episodes):
 def test_episodes_over_topics_are_those_in_process(ros, model):
     """Same seed, same policy, same returns: no command may come a period late."""
     expected = in_process_returns(model, seed=11, episodes=2)
-    for attempt in range(3):  # a busy machine may delay a command; that shows as late_commands
+    for attempt in range(3):  # a busy machine may delay a message; the counters must show it
         names = ['-r', f'__ns:=/pair{attempt}']
         robot = ros.start('sim_node', names, seed=11, episodes=2, actuator_noise=0.3,
                           diagnostics_period_s=0.2)
@@ -172,9 +172,10 @@ def test_episodes_over_topics_are_those_in_process(ros, model):
         reports = [values(s) for s in ros.diagnostics
                    if s.name == f'pair{attempt}/policy_node: control']
         assert ros.stop(brain) == 0 and ros.stop(robot) == 0
-        if values(status)['late_commands'] == '0' and reports[-1]['repeated_states'] == '0':
+        returns = [float(result['return']) for result in results]
+        if returns == pytest.approx(expected, abs=2e-4):
             break
-    returns = [float(result['return']) for result in results]
+        assert int(values(status)['late_commands']) + int(reports[-1]['repeated_states']) > 0
     assert returns == pytest.approx(expected, abs=2e-4)
 
 

@@ -104,10 +104,18 @@ def test_an_episode_ends_with_its_result_and_forgets_the_command():
         results.append(robot.tick())
     assert results[:4] == [None] * 4
     assert results[4] == (1, True, -5.0, 5)
-    assert robot.observation.tolist() == [0.0] * 6
+    assert robot.observation.tolist() == [5.0] * 6
+    command(robot, 0.1, 0.1, 0.1)  # the answer to the last state of the old episode
+    robot.rest()
     assert world.seeds == [1, None]
     robot.tick()
+    assert robot.observation.tolist() == [0.0] * 6
+    robot.tick()
     assert (robot.state, len(world.actions)) == ('waiting', 5)
+    command(robot, 0.2, 0.2, 0.2)
+    robot.tick()
+    assert (robot.state, world.actions[5:]) == ('driven', [[0.2, 0.2, 0.2]])
+    assert world.seeds == [1, None]
     assert (robot.num_episodes, robot.num_successes) == (1, 1)
 
 
