@@ -54,7 +54,7 @@ PARAMETERS = (
               choices=MODES),
     Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),
     Parameter('tick_phase', 0.05, 'Delay from the arrival of the state to the tick, as a part of '
-              'the control period; covers the jitter of arrivals.', 0.0, 0.9),
+              'the control period; covers the time between the parts of a state.', 0.0, 0.9),
     Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; for "
               'a simulation that is itself faster than real time.', 0.1, 20.0),
     Parameter('diagnostics_period_s', 1.0, 'Time between two diagnostics [s].', 0.1, 60.0),
