@@ -12,11 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.denoiser import Denoiser
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.denoiser import Denoiser
 
 SIGMAS = (0.1, 0.2, 0.5)
 

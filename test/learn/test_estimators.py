@@ -12,10 +12,17 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from dpg_robot.learn.estimators import (
-    best_lean, denoising, doubly_robust, ESTIMATORS, recovered_disturbance, Sample)
 import pytest
 import torch
+
+from dpg_robot.learn.estimators import (
+    best_lean,
+    denoising,
+    doubly_robust,
+    ESTIMATORS,
+    recovered_disturbance,
+    Sample,
+)
 
 NUM = 100_000
 SLOPE = torch.tensor([1.5, -0.7], dtype=torch.float64)

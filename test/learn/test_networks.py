@@ -14,10 +14,11 @@
 
 import math
 
-from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
 import numpy as np
 import torch
 from torch import nn
+
+from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
 
 
 def member_as_linears(ensemble, member):

@@ -14,10 +14,11 @@
 
 import math
 
-from dpg_robot.learn.policy import LOG_STD_MAX, SquashedGaussianPolicy
 import pytest
 import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+
+from dpg_robot.learn.policy import LOG_STD_MAX, SquashedGaussianPolicy
 
 
 def make_policy(obs_dim=3, action_dim=2, min_std=0.1, spread=1.0):
@@ -101,7 +102,7 @@ def test_gradient_through_alpha_equals_finite_differences():
     assert exact == pytest.approx(numeric, rel=1e-6)
 
 
-def test_gradient_of_the_log_density_equals_finite_differences(monkeypatch):
+def test_gradient_of_a_sample_equals_finite_differences(monkeypatch):
     policy, obs = make_policy(), torch.randn(9, 3).double()
     eps = torch.randn(9, 2).double()
     draw_direction = torch.randn_like
@@ -110,7 +111,13 @@ def test_gradient_of_the_log_density_equals_finite_differences(monkeypatch):
         return eps if like.shape == eps.shape else draw_direction(like)
 
     monkeypatch.setattr(torch, 'randn_like', draw)
-    exact, numeric = directional_derivatives(policy, lambda: policy.sample(obs)[1].sum())
+    weight = torch.randn(9, 2).double()
+
+    def objective():
+        action, log_density = policy.sample(obs)
+        return (weight * action).sum() + log_density.sum()
+
+    exact, numeric = directional_derivatives(policy, objective)
     assert abs(numeric) > 0.1
     assert exact == pytest.approx(numeric, rel=1e-6)
 

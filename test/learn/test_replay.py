@@ -12,9 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from dpg_robot.learn.replay import Batch, Replay
 import pytest
 import torch
+
+from dpg_robot.learn.replay import Batch, Replay
 
 
 def transitions(*numbers):

@@ -12,10 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-from dpg_robot.sim.fetch import EPISODE_STEPS, FetchReach, MAX_STEP_M
 import mujoco
 import numpy as np
 import pytest
+
+from dpg_robot.sim.fetch import EPISODE_STEPS, FetchReach, MAX_STEP_M
 
 POSITION, VELOCITY, GOAL = slice(0, 3), slice(3, 6), slice(6, 9)
 STILL = np.zeros(3)

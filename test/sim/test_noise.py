@@ -14,11 +14,12 @@
 
 from types import SimpleNamespace
 
-from dpg_robot.contract.strict import load, SpecError
-from dpg_robot.sim.noise import DelayLine, NoiseConfig, observation_std, StochasticWorld
 import gymnasium
 import numpy as np
 import pytest
+
+from dpg_robot.contract.strict import load, SpecError
+from dpg_robot.sim.noise import DelayLine, NoiseConfig, observation_std, StochasticWorld
 
 RATE_HZ = 50.0
 NUM = 20_000

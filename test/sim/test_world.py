@@ -12,12 +12,13 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import numpy as np
+import pytest
+
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.sim.fetch import EPISODE_STEPS
 from dpg_robot.sim.noise import NoiseConfig
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
-import numpy as np
-import pytest
 
 NOISY = WorldConfig('fetch_reach', noise=NoiseConfig(
     actuator=0.3, command_latency_s=0.06,
