@@ -72,12 +72,13 @@ def test_parity_over_recorded_observations(trainer, exported, observations):
     path, spec, found = exported
     assert found <= PARITY_TOLERANCE == 1e-5
     assert observations.shape == (1000, 9)
+    term, = spec.action
     session = onnxruntime.InferenceSession(path.read_bytes())
     drawn = np.random.default_rng(1).standard_normal((1000, 3)).astype(np.float32)
     for eps in (np.zeros_like(drawn), drawn):
         theirs, = session.run(['action'], {'observation': observations, 'eps': eps})
         ours = torch_actions(trainer, spec, observations, eps)
-        assert np.abs(ours - theirs).max() <= 1e-5 * 2 * 1.25  # full scale is -1.25 to 1.25 m/s
+        assert np.abs(ours - theirs).max() <= 1e-5 * (term.upper[0] - term.lower[0])
         assert theirs.std(0).min() > 0.01  # not a constant
 
 
@@ -86,7 +87,7 @@ def test_onnx_policy_gives_the_torch_policys_actions(trainer, exported, observat
     policy = OnnxPolicy(path)
     drawn = np.random.default_rng(2).standard_normal((1000, 3)).astype(np.float32)
     zeros = np.zeros_like(drawn)
-    tolerance = {'rtol': 0, 'atol': 2.5e-5}
+    tolerance = {'rtol': 0, 'atol': 1.5e-5}
     np.testing.assert_allclose(
         policy(observations), torch_actions(trainer, spec, observations, zeros), **tolerance)
     ours = torch_actions(trainer, spec, observations, drawn)
@@ -201,7 +202,7 @@ def test_parity_is_a_fraction_of_the_range(trainer, exported, observations):
     model = onnx.load_from_string(path.read_bytes())
     break_weight(model)
     wide = parity(trainer.learner.policy, spec, model, observations)
-    term = dataclasses.replace(spec.action[0], lower=(-0.125,) * 3, upper=(0.125,) * 3)
+    term = dataclasses.replace(spec.action[0], lower=(-0.08125,) * 3, upper=(0.08125,) * 3)
     narrow = parity(trainer.learner.policy, dataclasses.replace(spec, action=(term,)), model,
                     observations)
     assert narrow == pytest.approx(10 * wide)
@@ -242,7 +243,8 @@ def test_truncated_file_is_refused(exported, tmp_path, size):
 
 def test_edited_spec_is_refused(exported, tmp_path):
     good = exported[0].read_bytes()
-    edited = good.replace(b'"upper":[1.25,1.25,1.25]', b'"upper":[9.25,9.25,9.25]')
+    upper = json.dumps(exported[1].action[0].upper, separators=(',', ':'))
+    edited = good.replace(f'"upper":{upper}'.encode(), f'"upper":[9{upper[2:]}'.encode())
     assert edited != good
     refused(tmp_path / 'model.onnx', edited, 'its content hash must be [0-9a-f]{12}..., got '
             '[0-9a-f]{12}...; the file was changed after export$')
