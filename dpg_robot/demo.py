@@ -72,7 +72,7 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
     print(f'[3/4] in process: success {_rate(inside.success, inside.episodes)}')
 
     task_file = run_dir / 'config.yaml'
-    length_s = episodes * 50 * spec.control_dt
+    length_s = episodes * EPISODE_STEPS * spec.control_dt
     print(f'[4/4] sim_node and policy_node, {episodes} episodes in real time, '
           f'about {length_s:.0f} s')
     drive = drive_through_topics(model, task_file, spec, episodes)
@@ -161,7 +161,7 @@ def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
         started = [processes.enter_context(node_process(name, arguments)) for name, arguments in (
             ('sim_node', {'config': task_file, 'episodes': episodes, 'seed': EVALUATION_SEED}),
             ('policy_node', {'model': model, 'diagnostics_period_s': 0.5}))]
-        deadline = time.monotonic() + STARTUP_S + 1.5 * episodes * 50 * spec.control_dt
+        deadline = time.monotonic() + STARTUP_S + 1.5 * episodes * EPISODE_STEPS * spec.control_dt
 
         def missing():
             for process in started:

@@ -80,7 +80,7 @@ def test_interrupted_training_resumes(tmp_path):
 
 def test_inspect_prints_the_contract_and_the_card_is_the_same(run_dir):
     text = run('inspect', run_dir / 'model.onnx').stdout
-    for needed in ('end_effector/command', 'geometry_msgs/msg/TwistStamped', '-1.25 to 1.25',
+    for needed in ('end_effector/command', 'geometry_msgs/msg/TwistStamped', '-0.8125 to 0.8125',
                    'm/s', '25 Hz', 'doubly_robust', 'world.noise.actuator', '0.3',
                    'over 10 episodes, 95 % interval'):
         assert needed in text

@@ -16,6 +16,9 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+import math
+
 from dpg_robot.contract.spec import PolicySpec
 
 
@@ -72,7 +75,8 @@ def _join(fields):
 
 
 def _range(lower, upper):
-    return _unique(f'{low:g} to {high:g}' for low, high in zip(lower, upper)) or 'any'
+    return _unique(f'{low:g} to {high:g}' for low, high in zip_longest(
+        lower, upper, fillvalue=math.inf if lower else -math.inf)) or 'any'
 
 
 def _values(values, nothing):

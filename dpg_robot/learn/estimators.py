@@ -75,8 +75,10 @@ def recovered_disturbance(score: torch.Tensor, fisher: torch.Tensor) -> torch.Te
 def doubly_robust(sample: Sample) -> torch.Tensor:
     """Return (y - b - c h . xi) score, the correction to c h.
 
-    As E[xi score^T] = I, ``c h + correction`` is unbiased for any h and any c if the score is
-    right; and if h is right, c = 1 leaves only what h . xi does not explain of y - b.
+    ``c h + correction`` has the mean E[(y - b) score] for any h and any c, since
+    E[xi score^T] = I: a critic cannot bias it. If h is right, c = 1 leaves only the part of y - b
+    that h . xi does not explain. One F for all states, as here, moves the mean by
+    c (I - F(s) F^-1) h; a wrong score biases it as it biases :func:`denoising`.
     """
     disturbance = recovered_disturbance(sample.score, sample.fisher)
     explained = sample.lean * (sample.critic_grad * disturbance).sum(-1)

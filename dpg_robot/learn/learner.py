@@ -193,8 +193,8 @@ class Learner(nn.Module):
     def _sample(self, advantage, score, critic_grad):
         """Collect what the estimators use, and let the running moments follow."""
         self.fisher.lerp_(score.T @ score / score.shape[0], 0.01)
-        ridge = 1e-3 * self.fisher.diagonal().mean() * torch.eye(self.action_dim)
-        sample = Sample(advantage, score, critic_grad, self.fisher + ridge, self.lean)
+        ridge = 1e-3 * self.fisher.diagonal().mean().expand(self.action_dim)
+        sample = Sample(advantage, score, critic_grad, self.fisher + torch.diag(ridge), self.lean)
         self.lean_moments.lerp_(torch.stack(best_lean(sample)), 0.01)
         return sample
 

@@ -46,8 +46,14 @@ class Replay:
                           torch.zeros(capacity))
 
     def add(self, batch: Batch) -> None:
-        """Store a batch of transitions over the oldest ones."""
+        """Store a batch of transitions over the oldest ones.
+
+        :raises ValueError: if the batch is larger than the whole replay.
+        """
         count = batch.reward.shape[0]
+        if count > self.capacity:
+            raise ValueError(f'replay capacity must be at least one batch, {count}, '
+                             f'got {self.capacity}')
         index = torch.arange(self.position, self.position + count) % self.capacity
         for store, values in zip(self.data, batch):
             store[index] = values
@@ -64,7 +70,14 @@ class Replay:
         return {'position': self.position, 'data': [x[:self.size].clone() for x in self.data]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take back what :meth:`state_dict` gave."""
-        self.position, self.size = state['position'], len(state['data'][0])
+        """Take back what :meth:`state_dict` gave.
+
+        :raises ValueError: if it does not fit, or wrapped around at another capacity.
+        """
+        position, size = state['position'], len(state['data'][0])
+        if size > self.capacity or (position < size != self.capacity):
+            raise ValueError(f'replay capacity must be {size}, as when it was stored, '
+                             f'got {self.capacity}')
+        self.position, self.size = position, size
         for store, values in zip(self.data, state['data']):
             store[:self.size] = values

@@ -32,8 +32,10 @@ from dpg_robot.contract.spec import (  # noqa: E402
     SPEC_VERSION,
 )
 
-# gymnasium-robotics moves its mocap body by at most this much per control period [m].
+# gymnasium-robotics moves its mocap body by at most this much per control period [m]. The gripper
+# is welded to it softly and follows a constant command at this part of it (measured).
 MAX_STEP_M = 0.05
+WELD_GAIN = 0.65
 EPISODE_STEPS = 50
 
 # Near enough for the goal, a ball of 2 cm, to be seen.
@@ -47,7 +49,7 @@ def fetch_reach_spec(control_rate_hz: float) -> PolicySpec:
     xyz = ('x', 'y', 'z')
     pose, twist = 'geometry_msgs/msg/PoseStamped', 'geometry_msgs/msg/TwistStamped'
     workspace = {'lower': (-3.0,) * 3, 'upper': (3.0,) * 3}
-    speed = MAX_STEP_M * control_rate_hz
+    speed = round(WELD_GAIN * MAX_STEP_M * control_rate_hz, 9)
     return PolicySpec(
         spec_version=SPEC_VERSION, task='fetch_reach', robot='fetch',
         control_rate_hz=control_rate_hz, eps_dim=3,
@@ -143,9 +145,6 @@ def _get_physics(env):
 
 
 def _set_physics(env, state):
-    kind = mujoco.mjtState.mjSTATE_INTEGRATION
-    mujoco.mj_setState(env.model, env.data, state, kind)
-    # The task ends each step with mj_forward, so derived quantities belong to this state. The
-    # forward pass moves the solver's warm start, hence the second call.
+    mujoco.mj_setState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    # The task ends each step with mj_forward, so derived quantities belong to this state.
     mujoco.mj_forward(env.model, env.data)
-    mujoco.mj_setState(env.model, env.data, state, kind)

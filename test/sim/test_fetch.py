@@ -74,6 +74,17 @@ def test_a_command_moves_the_gripper_along_its_axis(world, axis, command):
     assert np.abs(np.delete(moved, axis)).max() < 0.003
 
 
+def test_the_commanded_speed_is_the_speed_that_the_gripper_keeps(world):
+    start, _ = world.reset(seed=0)
+    positions = [start[POSITION]]
+    for _ in range(10):
+        obs, *_ = world.step(np.array([0.0, 0.5, 0.0]))
+        positions.append(obs[POSITION])
+    term, dt = world.policy_spec.action[0], world.policy_spec.control_dt
+    speed = np.diff(positions, axis=0)[3:, 1].mean() / dt
+    assert speed == pytest.approx(0.5 * term.scale[1], rel=0.05)
+
+
 def test_without_a_command_the_arm_stands_still(world):
     start, _ = world.reset(seed=0)
     for _ in range(10):
