@@ -43,6 +43,7 @@ from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.trainer import METRICS_FILE
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
+from dpg_robot.sim.fetch import EPISODE_STEPS
 
 EVALUATION_SEED = 3_000_000
 STARTUP_S = 30.0
