@@ -139,7 +139,7 @@ def plot(result, path):
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(6, 3.6), layout='constrained')
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout='constrained')
     for name, entry in result['estimators'].items():
         curves = np.array([run['curve'] for run in entry['runs']])
         steps, success = curves[0, :, 0], curves[:, :, 1]
@@ -150,7 +150,7 @@ def plot(result, path):
     axes.set(xlabel='environment steps', ylabel='success', ylim=(-0.03, 1.03),
              title=f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
                    f'{result["seeds"]} seeds (mean, range)')
-    axes.legend(loc='lower right')
+    figure.legend(loc='outside right upper')
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
