@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import signal
 import sys
@@ -38,6 +39,8 @@ from dpg_robot.contract.strict import SpecError
 
 NEWEST_BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEWEST_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Parameter(NamedTuple):
@@ -151,9 +154,29 @@ def collect_garbage() -> None:
     gc.collect()
 
 
+def _catch_signals():
+    """Turn the ending signals into bytes in a pipe.
+
+    A handler must not set an event: that takes a lock, and a second signal that interrupts the
+    first one's handler would wait for it for ever. The interpreter itself writes to the pipe,
+    whichever thread the signal meets.
+
+    :return: a function that waits for a signal, and one that stands for a signal.
+    """
+    # The pipe stays open, because a thread that outlives its grace may still write to it.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in ENDING_SIGNALS:
+        # What nohup started shall outlive its terminal.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    return (lambda: os.read(reader, 1)), (lambda: os.write(writer, b'\0'))
+
+
 def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None,
         grace_s: float | None = 5.0) -> int:
-    """Run a node whose ``loop()`` has a thread of its own, until SIGINT or SIGTERM.
+    """Run a node whose ``loop()`` has a thread of its own, until one of :data:`ENDING_SIGNALS`.
 
     The main thread only waits for signals, so that ``stop`` is set at once; a thread executes
     callbacks; ``loop`` must return when ``stop`` is set, and publishes last words before it
@@ -164,8 +187,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     :return: the exit code: 0, or 2 after a startup error, 1 after a failure of the loop.
     """
     stop, failed = threading.Event(), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    wait_for_end, end = _catch_signals()
     node = None
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -184,7 +206,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
             failed.set()
             node.get_logger().fatal(traceback.format_exc())
         finally:
-            stop.set()
+            end()
 
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -196,7 +218,8 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in (node.loop, spin)]
     for thread in threads:
         thread.start()
-    stop.wait()
+    wait_for_end()
+    stop.set()
     for thread in threads:
         thread.join(timeout=grace_s)
     executor.shutdown(timeout_sec=1.0)

@@ -47,6 +47,10 @@ from dpg_robot.runtime.control import MODES, PolicyControl
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.runtime.timing import LatencyStatistics, Pacer, PhaseLock
 
+# A listener that reads best effort may lose one last command, but hardly three.
+_NUM_LAST_COMMANDS = 3
+_LAST_COMMANDS_GAP_S = 0.005
+
 PARAMETERS = (
     Parameter('model', '', 'Policy file (.onnx); empty for the fetch_reach policy that comes '
               'with the package.'),
@@ -118,7 +122,7 @@ class PolicyNode(Node):
         self._phase.arrived.set()
 
     def loop(self) -> None:
-        """Tick until stopped, then send the safe command a last time."""
+        """Tick until stopped, then send the safe command a few last times."""
         quiet_garbage_collector()
         try:
             while self._phase.wait():
@@ -127,7 +131,9 @@ class PolicyNode(Node):
                     self._report()
                     collect_garbage()
         finally:
-            self._publish(self.control.limiter.safe())
+            for _ in range(_NUM_LAST_COMMANDS):
+                self._publish(self.control.limiter.safe())
+                time.sleep(_LAST_COMMANDS_GAP_S)
             self._state, self._faults = 'stopped', ()
             self._report()
             flush(self._command_publishers.values())
