@@ -41,7 +41,8 @@ $(STAMP): $(wildcard requirements/*.txt) setup.py setup.cfg tools/venv.sh
 	@touch $@
 
 demo: venv  ## train a policy, then let it drive the simulated arm (DEMO_ARGS='--help' for options)
-	@export MUJOCO_GL=$$($(PYTHON_IN_VENV) tools/headless_gl.py) && \
+	@export ROS_LOG_DIR=$${ROS_LOG_DIR:-$$PWD/log/ros} && mkdir -p "$$ROS_LOG_DIR" && \
+	export MUJOCO_GL=$$($(PYTHON_IN_VENV) tools/headless_gl.py) && \
 	$(VENV)/bin/dpg-robot demo $(DEMO_ARGS)
 
 test: venv  ## build with colcon, then run every test and linter

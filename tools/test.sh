@@ -17,6 +17,11 @@
 # ('make test').
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ $(pwd -P) == *[[:space:]]* ]]; then
+    echo "make test: '$(pwd -P)' has a space in it, which colcon's scripts cannot take: \
+move the folder to a path without spaces" >&2
+    exit 2
+fi
 python=$1
 venv=$(cd "$(dirname "$python")/.." && pwd)
 
@@ -34,6 +39,9 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 export AMENT_PREFIX_PATH=$venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
 MUJOCO_GL=$("$python" tools/headless_gl.py --no-install)
 export MUJOCO_GL
+# Not ~/.ros: a build machine may have no HOME, and rclpy.init then fails.
+export ROS_LOG_DIR=${ROS_LOG_DIR:-$PWD/log/ros}
+mkdir -p "$ROS_LOG_DIR"
 
 rm -rf build/dpg_robot install/dpg_robot
 colcon build --base-paths . --packages-select dpg_robot

@@ -26,6 +26,10 @@ fail() {
     exit 2
 }
 
+# The first line of every script in the environment is a path, and ends at a space.
+[[ $(pwd -P) != *[[:space:]]* ]] || fail "'$(pwd -P)' has a space in it, which the scripts of a \
+virtual environment cannot take: move the folder to a path without spaces"
+
 minor_version() {
     "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2> /dev/null
 }
@@ -66,10 +70,13 @@ sees_ros=false
 [[ $ros == no ]] || sees_ros=true
 if [[ -e $venv ]] && ! {
     [[ $(minor_version "$venv/bin/python") == "$version" ]] &&
-        grep -q "^include-system-site-packages = $sees_ros" "$venv/pyvenv.cfg"
+        grep -q "^include-system-site-packages = $sees_ros" "$venv/pyvenv.cfg" &&
+        "$venv/bin/python" -m pip --version > /dev/null 2>&1
 }; then
-    [[ -f $venv/pyvenv.cfg ]] || fail "$venv is no virtual environment: move it out of the way"
-    echo "$venv was made for another Python or ROS: making it anew"
+    # Interrupted at its very start, 'python -m venv' leaves folders and not one file.
+    [[ -f $venv/pyvenv.cfg || -z $(find -H "$venv" -type f -print -quit) ]] ||
+        fail "$venv is no virtual environment: move it out of the way"
+    echo "$venv is incomplete, or was made for another Python or ROS: making it anew"
     rm -rf "$venv"
 fi
 
@@ -81,7 +88,7 @@ sudo apt install python$version-venv"
     "$python" -m venv "${options[@]}" "$venv"
 fi
 
-requirements=(-r requirements/train.txt -r requirements/test.txt -r requirements/bench.txt)
+requirements=(-r requirements/train.txt -r requirements/test.txt)
 if [[ $ros == no ]]; then
     requirements+=(-r requirements/ros-wheels.txt)
 fi
