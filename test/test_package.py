@@ -19,6 +19,7 @@ from importlib.metadata import distribution
 import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 
@@ -89,6 +90,24 @@ def test_package_xml_names_the_ros_packages_that_are_imported():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.partition('.')[0])
     assert {name for name in imported if ROS_MODULE.fullmatch(name)} <= declared
+
+
+def test_package_xml_names_no_message_package_for_nothing():
+    declared = {d.name for d in parse_package(ROOT / 'package.xml').exec_depends}
+    code = '\n'.join(path.read_text() for path in (ROOT / 'dpg_robot').rglob('*.py'))
+    messages = {name for name in declared if re.fullmatch(r'\w+_(msgs|srvs|interfaces)', name)}
+    assert messages
+    assert {name for name in messages if not re.search(rf'\b{name}\b', code)} == set()
+
+
+@pytest.mark.parametrize('script', ['venv.sh', 'test.sh'])
+def test_a_path_with_a_space_is_refused(tmp_path, script):
+    tools = tmp_path / 'my robot' / 'tools'
+    shutil.copytree(ROOT / 'tools', tools)
+    result = subprocess.run([tools / script, '.venv'], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.rstrip().endswith('move the folder to a path without spaces')
 
 
 @pytest.mark.parametrize('folder', ['launch', 'config', 'models'])
