@@ -18,8 +18,9 @@
     .venv/bin/python benchmarks/learning.py fetch_reach
 
 Two peers run: ``sb3_sac`` with the library's defaults, and ``sb3_sac_matched`` with our discount,
-reward scale, batch and network sizes. Learners take turns seed by seed, so that a change in the
-machine's speed meets all of them. Time is that of collecting and learning, without evaluation.
+reward scale, batch, network sizes and updates per step, in one world rather than four. Learners
+take turns seed by seed, so that a change in the machine's speed meets all of them. Time is that
+of collecting and learning, without evaluation.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dataclasses import asdict
 import json
 import os
 from pathlib import Path
+import platform
 import sys
 import tempfile
 import time
@@ -62,6 +64,7 @@ def run_ours(task, estimator, seed, steps, episodes):
         final = trainer.evaluate(episodes, FINAL_SEED)
         trainer.close()
     return {'seed': seed, 'curve': curve, 'final': asdict(final),
+            'updates_per_step': trainer.updates / steps,
             'seconds_per_env_step': trainer.train_seconds / steps}
 
 
@@ -75,6 +78,7 @@ def run_sac(task, matched, seed, steps, episodes):
     if matched:
         env = gymnasium.wrappers.TransformReward(env, lambda r: learner.reward_scale * r)
         settings = {'gamma': learner.gamma, 'batch_size': learner.batch_size,
+                    'train_freq': round(1 / config.trainer.updates_per_step),
                     'policy_kwargs': {'net_arch': list(learner.hidden)}}
     _choose_threads(lambda: SAC('MlpPolicy', env, **settings))
     model = SAC('MlpPolicy', env, seed=seed, **settings)
@@ -101,6 +105,7 @@ def run_sac(task, matched, seed, steps, episodes):
     final = measure(episodes, FINAL_SEED)
     envs.close()
     return {'seed': seed, 'curve': curve, 'final': asdict(final),
+            'updates_per_step': model._n_updates / steps,
             'seconds_per_env_step': seconds / steps}
 
 
@@ -181,6 +186,7 @@ def main():
         'task': options.task, 'noise': asdict(load_config(options.task).world.noise),
         'env_steps': options.steps, 'seeds': options.seeds,
         'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
+        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
         'estimators': {name: summarise(entry) for name, entry in runs.items()}}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f'learning_{options.task}.json'

@@ -17,13 +17,13 @@
 from __future__ import annotations
 
 import argparse
+from ctypes.util import find_library
 from dataclasses import asdict
 import json
 import os
 from pathlib import Path
 import signal
 import sys
-import threading
 
 from dpg_robot.contract.strict import SpecError
 
@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> None:
         options.run(options)
     except (SpecError, OSError) as error:
         print(f'dpg-robot: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        print(f'dpg-robot: this command needs {error.name}, which is not installed: see '
+              'requirements/train.txt', file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -57,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser('evaluate', help='run an exported policy in simulation')
     evaluate.add_argument('model', type=Path)
     evaluate.add_argument('--episodes', type=_positive, default=100)
-    evaluate.add_argument('--seed', type=int, default=1_000_000)
+    evaluate.add_argument('--seed', type=_seed, default=1_000_000)
     evaluate.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                           help='change the world it was trained in: noise.actuator=0.2')
     _add_json(evaluate)
@@ -104,6 +108,13 @@ def _positive(text):
     return value
 
 
+def _seed(text):
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f'must be from 0 to {2**31 - 1}, got {value}')
+    return value
+
+
 def _overrides(options):
     named = {'learner.estimator': options.estimator, 'trainer.seed': options.seed,
              'trainer.env_steps': options.env_steps}
@@ -130,7 +141,7 @@ def _train(options):
 
 
 def train(config, run_dir: Path, resume: bool = False) -> bool:
-    """Train with a progress bar; SIGINT and SIGTERM stop it behind a checkpoint.
+    """Train with a progress bar; SIGINT, SIGTERM and SIGHUP stop it behind a checkpoint.
 
     :return: whether the training is finished.
     """
@@ -138,9 +149,9 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
 
     from dpg_robot.experiment import open_trainer
     trainer = open_trainer(config, run_dir, resume)
-    stop = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: stop.set())
-                for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = []  # a handler may interrupt another one, so it must not take a lock
+    previous = {number: signal.signal(number, lambda *which: signals.append(which))
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
                   desc=f'{config.world.task} {config.learner.estimator}') as bar:
@@ -149,7 +160,7 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
                     f'return {progress.episode_return:.2f}, success {progress.success:.2f}, '
                     f'evaluated {progress.eval_success:.2f}', refresh=False)
                 bar.update(progress.env_steps - bar.n)
-            return trainer.run(show, stop.is_set)
+            return trainer.run(show, lambda: bool(signals))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -187,7 +198,7 @@ def _inspect(options):
 
 def _demo(options):
     # Both before anything else: MuJoCo reads this once, and rclpy's wheels restart the process.
-    os.environ.setdefault('MUJOCO_GL', 'egl')
+    os.environ.setdefault('MUJOCO_GL', 'egl' if find_library('EGL') else 'disable')
     import rclpy  # noqa: F401
 
     from dpg_robot.demo import run_demo

@@ -34,11 +34,16 @@ from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.learner import LearnerConfig
-from dpg_robot.learn.trainer import CHECKPOINT_FILE, refuse_other, Trainer, TrainerConfig
+from dpg_robot.learn.trainer import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    refuse_other,
+    Trainer,
+    TrainerConfig,
+)
 from dpg_robot.resources import share_path
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
-CONFIG_FILE = 'config.yaml'
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000
 
@@ -114,11 +119,8 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         config = config or old
         refuse_other(dump(old), dump(config), run_dir)
     envs = make_vector(config.world, config.trainer.num_envs)
-    trainer = Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
-                      run_dir, identity=dump(config))
-    text = yaml.safe_dump(dump(config), sort_keys=False)
-    write_atomic(path, lambda file: file.write(text.encode()))
-    return trainer
+    return Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
+                   run_dir, identity=dump(config))
 
 
 def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
@@ -147,7 +149,7 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
 
 
 def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySpec, float]:
-    """Export the newest checkpoint of a run; see :func:`export_trainer`.
+    """Export the newest checkpoint of a run, which may go on; see :func:`export_trainer`.
 
     :raises SpecError: if the folder holds no checkpoint.
     """
@@ -179,7 +181,7 @@ def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_
 
     :param policy: a :class:`dpg_robot.runtime.onnx_policy.OnnxPolicy`.
     """
-    scale = np.array([s for term in policy.spec.action for s in term.scale])
+    scale = np.array(policy.spec.action_scale)
     envs = make_vector(world, EVAL_ENVS)
     try:
         return evaluate(lambda obs: policy(obs.astype(np.float32)) / scale, envs, episodes, seed)

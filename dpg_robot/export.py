@@ -20,6 +20,7 @@ import contextlib
 import io
 import logging
 from pathlib import Path
+import tempfile
 import warnings
 
 import numpy as np
@@ -32,6 +33,7 @@ from dpg_robot.contract.model_file import HASH_KEY, HASH_PLACEHOLDER, seal, SPEC
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.checkpoint import write_atomic
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
 # Largest difference allowed between torch and ONNX, as a fraction of the action's range.
 PARITY_TOLERANCE = 1e-5
@@ -60,7 +62,7 @@ class DeployedPolicy(nn.Module):
             linear.bias.data = bias[0, 0].detach().clone()
             layers += [linear, nn.ReLU()]
         self.net = nn.Sequential(*layers[:-1])
-        self.register_buffer('action_scale', action_scale(spec))
+        self.register_buffer('action_scale', torch.tensor(spec.action_scale))
 
     def forward(self, observation: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """Return physical actions (B, action_dim) from observations (B, obs_dim) and eps."""
@@ -69,9 +71,10 @@ class DeployedPolicy(nn.Module):
         return torch.tanh(mean + std * eps) * self.action_scale
 
 
-def action_scale(spec: PolicySpec) -> torch.Tensor:
-    """Return the physical size of one unit of normalised action, shape (action_dim,)."""
-    return torch.tensor([scale for term in spec.action for scale in term.scale])
+def _reach(spec):
+    """Return the range of each action, upper minus lower limit."""
+    return np.array([high - low for term in spec.action
+                     for low, high in zip(term.lower, term.upper)])
 
 
 def export_policy(policy, spec: PolicySpec, observations: np.ndarray, path: Path) -> float:
@@ -81,22 +84,46 @@ def export_policy(policy, spec: PolicySpec, observations: np.ndarray, path: Path
     :param observations: recorded physical observations to prove parity on, (N, obs_dim).
     :param path: file to write; replaced in one step.
     :return: largest difference found, as a fraction of the action's range.
-    :raises SpecError: if they differ by more than ``PARITY_TOLERANCE``; nothing is written.
+    :raises SpecError: if they differ by more than ``PARITY_TOLERANCE``, or a robot would refuse
+        the file; nothing is written.
     """
+    PolicySpec.from_json(spec.to_json())  # refuses what a robot would
     # New layers draw random numbers; a training that goes on afterwards must not notice.
     with torch.random.fork_rng(devices=[]):
         model = to_onnx(DeployedPolicy(policy, spec))
     observations = np.asarray(observations, np.float32)
     difference = parity(policy, spec, model, observations)
-    if not difference <= PARITY_TOLERANCE:
-        raise SpecError(f'{path} is not written: torch and ONNX must agree to '
-                        f'{PARITY_TOLERANCE:g} of the action range, got {difference:g}')
+    _require(difference, path)
     for key, value in ((SPEC_KEY, spec.to_json()), (HASH_KEY, HASH_PLACEHOLDER)):
         model.metadata_props.add(key=key, value=value)
     data = seal(model.SerializeToString(deterministic=True))
+    _require(deployed_parity(policy, data, observations), path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(path), lambda file: file.write(data))
     return difference
+
+
+def _require(difference, path):
+    if not difference <= PARITY_TOLERANCE:  # also a NaN
+        raise SpecError(f'{path} is not written: torch and ONNX must agree to '
+                        f'{PARITY_TOLERANCE:g} of the action range, got {difference:g}')
+
+
+def deployed_parity(policy, data: bytes, observations: np.ndarray) -> float:
+    """Return the largest difference of the sealed bytes, run one by one as a robot runs them.
+
+    :return: difference as a fraction of the action's range; deterministic policy.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        file.write_bytes(data)
+        deployed = OnnxPolicy(file)
+    theirs = np.stack([deployed(observation) for observation in observations])
+    with torch.no_grad():
+        eps = torch.zeros(len(observations), deployed.spec.eps_dim)
+        ours = policy(torch.from_numpy(observations), eps).numpy()
+    scale = np.array(deployed.spec.action_scale)
+    return float(np.max(np.abs(ours * scale - theirs) / _reach(deployed.spec)))
 
 
 def to_onnx(module: DeployedPolicy) -> onnx.ModelProto:
@@ -130,9 +157,8 @@ def parity(policy, spec: PolicySpec, model: onnx.ModelProto, observations: np.nd
         model.SerializeToString(), providers=['CPUExecutionProvider'])
     drawn = np.random.default_rng(0).standard_normal(
         (len(observations), spec.eps_dim)).astype(np.float32)
-    scale = action_scale(spec)
-    reach = np.array([high - low for term in spec.action
-                      for low, high in zip(term.lower, term.upper)])
+    scale = torch.tensor(spec.action_scale)
+    reach = _reach(spec)
     worst = []
     for eps in (np.zeros_like(drawn), drawn):
         with torch.no_grad():

@@ -76,7 +76,7 @@ def film(policy, world: WorldConfig, path: Path, seed: int, episodes: int = 4,
     :param steps: control periods to show of each episode.
     :raises Exception: whatever MuJoCo raises where it cannot draw.
     """
-    scale = np.array([s for term in policy.spec.action for s in term.scale])
+    scale = np.array(policy.spec.action_scale)
     env, frames = make_world(world, render_mode='rgb_array'), []
     try:
         for episode in range(episodes):

@@ -25,9 +25,9 @@ class CommandLimiter:
     """Turn the policy's actions into commands that a robot may be given.
 
     The order is: refuse what is not finite, clip to the limits, limit the rate. The rate is
-    counted from the last command that was sent, over one control period however late the tick
-    came, so that a command never steps further than ``rate_limit / control_rate_hz``. The safe
-    command is sent at once and is not rate limited.
+    counted from the last command that was sent, over the time since then, but no more than one
+    control period: however late a tick comes, a command never steps further than
+    ``rate_limit / control_rate_hz``. The safe command is sent at once and is not rate limited.
 
     An element whose ``safe`` is null holds its last command. Before its first command there is
     nothing to hold: such an element is NaN in :attr:`last`, and a topic with NaN in it must not
@@ -51,7 +51,9 @@ class CommandLimiter:
         self.lower, self.upper = gather('lower', None), gather('upper', None)
         self._safe = gather('safe', np.nan)
         self._hold = np.isnan(self._safe)
-        self._step = gather('rate_limit', np.inf) * spec.control_dt
+        self._rate, self._control_dt = gather('rate_limit', np.inf), spec.control_dt
+        self._is_limited = np.isfinite(self._rate)
+        self._step = np.full(spec.action_dim, np.inf)
         self.last = self._safe.copy()
         self.num_clipped = np.zeros(spec.action_dim, np.int64)
         self.num_rate_limited = np.zeros(spec.action_dim, np.int64)
@@ -61,16 +63,25 @@ class CommandLimiter:
         self._command = np.zeros(spec.action_dim)
         self._clipped = np.zeros(spec.action_dim)
 
-    def limit(self, action: np.ndarray) -> np.ndarray | None:
+    def accepts(self, action: np.ndarray) -> bool:
+        """Return whether an action is finite; count it if not."""
+        is_finite = bool(np.isfinite(action).all())
+        self.num_not_finite += not is_finite
+        return is_finite
+
+    def limit(self, action: np.ndarray, elapsed_s: float = np.inf) -> np.ndarray | None:
         """Return the command for an action, and remember it as sent.
 
         :param action: physical units, shape (action_dim,).
+        :param elapsed_s: time since the last command was sent; more than a control period
+            counts as one.
         :return: shape (action_dim,), float64, valid until the next call; None if the action is
             not finite, in which case nothing is remembered.
         """
-        if not np.isfinite(action).all():
-            self.num_not_finite += 1
+        if not self.accepts(action):
             return None
+        np.multiply(self._rate, min(elapsed_s, self._control_dt), out=self._step,
+                    where=self._is_limited)
         command, clipped = self._command, self._clipped
         np.clip(action, self.lower, self.upper, out=command)
         self.num_clipped += np.abs(command - action) > self._tolerance

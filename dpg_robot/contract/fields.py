@@ -149,7 +149,6 @@ class FieldWriter:
         """
         self.message = message
         check_fields(fields, message, name)
-        self.message = message
         self._scalars, self._arrays, arrays = [], [], {}
         parsed = [parse_field(text) for text in fields]
         joints = list(dict.fromkeys(f.element for f in parsed if f.element is not None))

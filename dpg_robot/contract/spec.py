@@ -149,6 +149,11 @@ class PolicySpec:
         return sum(term.size for term in self.action)
 
     @property
+    def action_scale(self) -> tuple[float, ...]:
+        """Return the physical size of one unit of each normalised action."""
+        return tuple(scale for term in self.action for scale in term.scale)
+
+    @property
     def control_dt(self) -> float:
         """Return the control period [s]."""
         return 1.0 / self.control_rate_hz
@@ -177,6 +182,10 @@ class PolicySpec:
                     raise SpecError(
                         f'{prefix}{key} terms of one topic must have one message type, got '
                         f'{types[term.topic]} and {term.type} on {term.topic}')
+        written = [(term.topic, path) for term in self.action for path in term.fields]
+        for topic, path in written:
+            if written.count((topic, path)) > 1:
+                raise SpecError(f'{prefix}action fields must differ, got {path} on {topic} twice')
 
     def to_json(self) -> str:
         """Return the canonical JSON document; numbers keep their full precision."""

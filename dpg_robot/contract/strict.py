@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
@@ -109,6 +110,10 @@ def _convert(hint, value, name):
 
 
 def _convert_scalar(hint, value, name):
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3, without a dot, as a string.
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise SpecError(f'{name} must be finite, got {value}')

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+import contextlib
 from dataclasses import asdict, dataclass
+import fcntl
 import json
 import math
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
@@ -35,6 +38,7 @@ from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch, Replay
 
 CHECKPOINT_FILE = 'checkpoint.pt'
+CONFIG_FILE = 'config.yaml'
 METRICS_FILE = 'metrics.jsonl'
 RECENT_EPISODES = 20
 
@@ -51,7 +55,7 @@ class TrainerConfig:
 
     env_steps: int = bounded(10_000, minimum=1)
     num_envs: int = bounded(4, minimum=1)
-    seed: int = bounded(0, minimum=0)
+    seed: int = bounded(0, minimum=0, maximum=2**31 - 1)
     warmup_steps: int = bounded(500, minimum=1)
     updates_per_step: float = bounded(0.5, above=0)
     replay_capacity: int = bounded(1_000_000, minimum=1)
@@ -60,6 +64,15 @@ class TrainerConfig:
     eval_episodes: int = bounded(20, minimum=1)
     checkpoint_every_steps: int = bounded(1_000, minimum=1)
     torch_threads: int = bounded(1, minimum=1)
+
+    def check(self, name: str) -> None:
+        """Check the rules that span fields.
+
+        :raises SpecError: naming the key, the rule and the value.
+        """
+        if self.replay_capacity < self.num_envs:
+            raise SpecError(f'{name}.replay_capacity must be at least num_envs ({self.num_envs}), '
+                            f'got {self.replay_capacity}')
 
 
 @dataclass(frozen=True)
@@ -116,11 +129,11 @@ class Trainer:
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT_EPISODES)
         self.last_eval: dict[str, Any] | None = None
         self.train_seconds = 0.0
-        self.obs, _ = envs.reset(
-            seed=[config.seed * 10_000 + i for i in range(config.num_envs)])
+        # Far from the small numbers that evaluations take for seeds.
+        seeds = np.random.SeedSequence(config.seed).generate_state(config.num_envs)
+        self.obs, _ = envs.reset(seed=[int(seed) for seed in seeds])
         if self.checkpoint_path.exists():
             self._load_state(load_checkpoint(self.checkpoint_path))
-        self._trim_metrics()
 
     @property
     def checkpoint_path(self) -> Path:
@@ -137,11 +150,13 @@ class Trainer:
         """Train until done or told to stop; either way the last act is a checkpoint.
 
         :return: whether the training is finished.
+        :raises SpecError: if another process trains in the same folder.
         """
         # Imported here: TensorBoard takes a second that evaluation and export need not pay.
         from torch.utils.tensorboard import SummaryWriter
         self._speed = (time.monotonic(), self.env_steps)
-        with SummaryWriter(self.run_dir / 'tensorboard', purge_step=self.env_steps) as writer:
+        with self._own_run_dir(), SummaryWriter(
+                self.run_dir / 'tensorboard', purge_step=self.env_steps) as writer:
             while not self.finished and not should_stop():
                 started = time.monotonic()
                 self._collect()
@@ -153,8 +168,22 @@ class Trainer:
                     self._log(metrics, writer, on_progress)
                 if self._crossed(self.config.checkpoint_every_steps):
                     self.save()
-        self.save()
+            self.save()
         return self.finished
+
+    @contextlib.contextmanager
+    def _own_run_dir(self):
+        """Keep other trainings out; until here, nothing in the folder has been touched."""
+        with open(self.run_dir / 'lock', 'w') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            except OSError:
+                raise SpecError(f'{self.run_dir} must have one training at a time, and another '
+                                'process trains there') from None
+            text = yaml.safe_dump(self.identity, sort_keys=False)
+            write_atomic(self.run_dir / CONFIG_FILE, lambda file: file.write(text.encode()))
+            self._trim_metrics()
+            yield
 
     def evaluate(self, episodes: int, seed: int = 1_000_000) -> Evaluation:
         """Evaluate the deterministic policy (eps = 0); no random state of training moves."""

@@ -73,8 +73,8 @@ class StochasticWorld(gymnasium.Wrapper):
     Rewards and success come from the true state. ``info['executed_action']`` is the normalised
     action that the simulated actuators really carried out, shape (action_dim,).
 
-    The wrapped task must have ``spec`` and a ``state`` property; assigning to this wrapper's own
-    ``state`` restores the whole world, random numbers included, to the bit.
+    The wrapped task must have ``policy_spec`` and a ``state`` property; assigning to this
+    wrapper's own ``state`` restores the whole world, random numbers included, to the bit.
     """
 
     def __init__(self, task: gymnasium.Env, noise: NoiseConfig):
@@ -84,7 +84,7 @@ class StochasticWorld(gymnasium.Wrapper):
         """
         super().__init__(task)
         self.noise = noise
-        self.spec_std = observation_std(task.policy_spec, noise)
+        self.observation_noise = observation_std(task.policy_spec, noise)
         periods = noise.command_latency_s * task.policy_spec.control_rate_hz
         self.delay = DelayLine(periods, task.policy_spec.action_dim)
         self.rng = np.random.default_rng()
@@ -117,9 +117,9 @@ class StochasticWorld(gymnasium.Wrapper):
         return self._observe(obs), reward, terminated, truncated, info
 
     def _observe(self, obs):
-        if not self.spec_std.any():
+        if not self.observation_noise.any():
             return obs
-        return obs + self.spec_std * self.rng.standard_normal(obs.shape)
+        return obs + self.observation_noise * self.rng.standard_normal(obs.shape)
 
     @property
     def state(self) -> dict[str, Any]:

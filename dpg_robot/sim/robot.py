@@ -65,7 +65,7 @@ class SimulatedRobot:
         self.spec: PolicySpec = world.policy_spec
         self._world, self._episodes = world, episodes
         self._auto_reset, self._wait_for_command = auto_reset, wait_for_command
-        self._scale = np.array([value for term in self.spec.action for value in term.scale])
+        self._scale = np.array(self.spec.action_scale)
         # There is nothing to hold before the first command: an element that would is at rest.
         self._safe = np.nan_to_num(CommandLimiter(self.spec).safe())
         self._command = self._safe.copy()

@@ -69,6 +69,16 @@ def test_the_rate_is_limited_from_the_last_command():
     assert limiter.element_names == ('torque.shoulder', 'torque.elbow')
 
 
+def test_the_rate_holds_over_the_time_that_has_passed():
+    limiter = CommandLimiter(joint_spec())  # 50 / s, periods of 0.02 s
+    up = np.array([2.0, 2.0])
+    limiter.limit(np.array([-2.0, 0.0]))
+    limiter.limit(np.array([-2.0, 0.0]))
+    firsts = [limiter.limit(up, elapsed_s)[0] for elapsed_s in (0.005, 0.02, 0.3, 0.0)]
+    assert firsts == pytest.approx([-1.75, -0.75, 0.25, 0.25])
+    assert limiter.limit(up, 0.0)[1] == 2.0  # without a limit, no time is needed
+
+
 def test_the_safe_command_comes_at_once():
     spec = with_action(joint_spec(), safe=(0.5, 0.0))
     limiter = CommandLimiter(spec)

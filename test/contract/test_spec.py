@@ -14,6 +14,7 @@
 
 """Tests of the PolicySpec."""
 
+import dataclasses
 import json
 
 from hypothesis import given, strategies
@@ -95,3 +96,15 @@ def test_one_topic_has_one_type():
 def test_what_is_not_json_is_refused():
     with pytest.raises(SpecError, match='must be JSON'):
         PolicySpec.from_json('{')
+
+
+def test_two_actions_in_one_field_are_refused():
+    """The writer could send only one of them, and its limits."""
+    term = joint_spec().action[0]
+    twice = dataclasses.replace(term, fields=('data[0]', 'data[0]'))
+    message = r'action fields must differ, got data\[0\] on effort/commands twice'
+    with pytest.raises(SpecError, match=message):
+        PolicySpec.from_json(dataclasses.replace(joint_spec(), action=(twice,)).to_json())
+    other = dataclasses.replace(term, name='other')
+    with pytest.raises(SpecError, match=message):
+        PolicySpec.from_json(dataclasses.replace(joint_spec(), action=(term, other)).to_json())

@@ -79,3 +79,14 @@ def test_errors_name_key_rule_and_value(change, message):
 def test_the_document_must_be_a_mapping():
     with pytest.raises(SpecError, match='the document must be a mapping, got None'):
         load(Outer, None)
+
+
+@pytest.mark.parametrize('text, value', [('1e-3', 1e-3), ('2E4', 2e4)])
+def test_a_number_that_yaml_reads_as_a_string(text, value):
+    assert load(Outer, {'name': 'x', 'limits': [text]}).limits == (value,)
+
+
+@pytest.mark.parametrize('text', ['nan', 'inf', '-inf'])
+def test_a_string_that_is_no_finite_number_is_refused(text):
+    with pytest.raises(SpecError, match='world.limits.0. must be finite'):
+        load(Outer, {'name': 'x', 'limits': [text]}, 'world')

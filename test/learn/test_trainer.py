@@ -30,6 +30,7 @@ from small_training import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 import torch
 
+from dpg_robot import experiment
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
 from dpg_robot.learn.replay import Replay
@@ -194,7 +195,7 @@ def test_rows_after_the_last_checkpoint_are_forgotten(whole, tmp_path):
     text = (whole.run_dir / 'metrics.jsonl').read_text()
     # A killed run: a whole row too many, then one cut short.
     (tmp_path / 'metrics.jsonl').write_text(text + '{"env_steps": 220}\n{"env_steps": 24')
-    open_trainer(None, tmp_path, resume=True).close()
+    train(None, tmp_path)
     assert (tmp_path / 'metrics.jsonl').read_text() == text
 
 
@@ -210,3 +211,35 @@ def test_an_exception_keeps_the_last_checkpoint(tmp_path, whole):
     assert trainer.env_steps == 80
     trainer.run()
     assert_same_parameters(whole, trainer)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path):
+    first = open_trainer(tiny_config(), tmp_path, resume=True)
+    second = open_trainer(tiny_config(), tmp_path, resume=True)
+    asked = []
+
+    def start_the_second():
+        if not asked:
+            asked.append(True)
+            with pytest.raises(SpecError, match='must have one training at a time'):
+                second.run()
+        return len(asked) > 1
+    assert first.run(should_stop=start_the_second)
+    assert asked
+
+
+def test_training_worlds_are_not_those_of_an_evaluation(tmp_path, monkeypatch):
+    """Evaluations count up from round numbers; a training's seed must not lead there."""
+    seen = []
+    make = experiment.make_vector
+
+    def watch(*arguments):
+        envs = make(*arguments)
+        reset = envs.reset
+        monkeypatch.setattr(envs, 'reset', lambda seed: seen.extend(seed) or reset(seed=seed))
+        return envs
+    monkeypatch.setattr(experiment, 'make_vector', watch)
+    for seed in (0, 100, 200, 300):
+        open_trainer(tiny_config(f'trainer.seed={seed}'), tmp_path / str(seed), False).close()
+    assert len(set(seen)) == 8
+    assert not any(1e6 * k <= seed < 1e6 * k + 1000 for seed in seen for k in (1, 2, 3))

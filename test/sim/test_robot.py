@@ -14,7 +14,7 @@
 
 """Tests of the simulated robot's rules, on a world that records what it is told."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import numpy as np
 from policy_files import joint_spec, pose_spec
@@ -147,10 +147,7 @@ def test_a_reset_in_the_middle_is_not_counted():
 
 def test_every_action_topic_must_speak():
     term = pose_spec().action[0]
-    other = SimpleNamespace(**{**vars(term), 'name': 'b', 'topic': 'b/command', 'size': 3})
-    spec = SimpleNamespace(
-        **{**vars(pose_spec()), 'action': (term, other)}, obs_dim=6, action_dim=6,
-        control_dt=0.02)
+    spec = pose_spec(action=(term, dataclasses.replace(term, name='b', topic='b/command')))
     robot, world = robot_and_world(spec, hold_s=0.02)
     command(robot, 0.1, 0.1, 0.1)
     robot.tick()
