@@ -67,7 +67,17 @@ def test_arguments_are_described_and_used(path):
     for arg in root.findall('arg'):
         assert len(arg.get('description', '')) > 10, arg.get('name')
         assert arg.get('default') is not None, arg.get('name')
-    assert set(VARIABLE.findall(path.read_text())) == set(declared)
+    computed = {let.get('name') for let in root.findall('let')}
+    assert set(VARIABLE.findall(path.read_text())) - computed == set(declared)
+
+
+def test_a_real_robot_runs_in_real_time():
+    root = parse(ROOT / 'launch/deploy_launch.xml')
+    first, second = (let for let in root.findall('let') if let.get('name') == 'rate_factor')
+    assert (first.get('value'), first.get('if')) == ('1.0', None)
+    assert (second.get('value'), second.get('if')) == ('$(var speed)', '$(var use_sim)')
+    param, = (p for p in root.iter('param') if p.get('name') == 'rate_factor')
+    assert param.get('value') == '$(var rate_factor)'
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=named)
@@ -98,6 +108,9 @@ def test_default_values_are_possible(path):
     """What a launch argument sets by default, its parameter takes."""
     root = parse(path)
     defaults = {arg.get('name'): arg.get('default') for arg in root.findall('arg')}
+    # The last value that a condition allows is not known here; the first is always given.
+    for let in reversed(root.findall('let')):
+        defaults[let.get('name')] = let.get('value')
     for node in root.iter('node'):
         known = parameters_of(node.get('exec'))
         for param in node.findall('param'):

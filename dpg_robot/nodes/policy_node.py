@@ -59,8 +59,11 @@ PARAMETERS = (
     Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),
     Parameter('tick_phase', 0.05, 'Delay from the arrival of the state to the tick, as a part of '
               'the control period; covers the time between the parts of a state.', 0.0, 0.9),
-    Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; for "
-              'a simulation that is itself faster than real time.', 0.1, 20.0),
+    Parameter('recover_ticks', 3, 'Ticks in a row without a fault before the policy takes command '
+              'again, once a fault took it away.', 1, 1000),
+    Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; only "
+              'for a simulation that is itself so much faster than real time: rate limits are per '
+              'simulated second.', 0.1, 20.0),
     Parameter('diagnostics_period_s', 1.0, 'Time between two diagnostics [s].', 0.1, 60.0),
 )
 
@@ -79,7 +82,9 @@ class PolicyNode(Node):
         path = self.settings['model'] or share_path('models', 'fetch_reach.onnx')
         self.model_path = str(path)
         self.policy = OnnxPolicy(path)
-        self.control = PolicyControl(self.policy, self.settings['mode'], self.settings['seed'])
+        options = ('mode', 'seed', 'recover_ticks', 'rate_factor')
+        self.control = PolicyControl(
+            self.policy, **{name: self.settings[name] for name in options})
         self._connect(self.policy.spec)
         self._stop = stop
         self._pacer = Pacer(
@@ -144,29 +149,31 @@ class PolicyNode(Node):
         self._publish(step.command)
         done_s = time.monotonic()
         self._tick_time.add(done_s - started_s)
-        if not step.faults:
+        if step.is_driven:
             self._latency.add(done_s - self.control.observation.newest_s)
-        self._keep_phase(arrival_s, not step.faults)
-        self._update_state(step.faults)
+        self._keep_phase(arrival_s, step.is_driven)
+        self._update_state(step)
 
     def _publish(self, command):
         stamp = self.get_clock().now().to_msg()
         for topic, message in self._writer.write(command, stamp):
             self._command_publishers[topic].publish(message)
 
-    def _keep_phase(self, arrival_s, is_good):
-        if not is_good:
+    def _keep_phase(self, arrival_s, is_driven):
+        if not is_driven:
             self._phase.lose()
         elif self._state == 'running':
             self._num_repeated += not self._phase.track(arrival_s)
         else:
             self._phase.restart()
 
-    def _update_state(self, faults):
+    def _update_state(self, step):
         """Log and report each change once, not each tick."""
+        faults = step.faults
         broken = any(fault.kind == 'exception' for fault in faults)
         waiting = self._state == 'waiting' and not broken
-        state = 'running' if not faults else 'waiting' if waiting else 'safe'
+        state = 'running' if step.is_driven else 'recovering' if not faults else \
+            'waiting' if waiting else 'safe'
         kinds = {(fault.term, fault.kind) for fault in faults}
         if state == self._state and kinds == {(f.term, f.kind) for f in self._faults}:
             self._faults = faults

@@ -33,25 +33,35 @@ class Step(NamedTuple):
     """The outcome of a tick.
 
     ``command``, shape (action_dim,), is in physical units and valid until the next tick; NaN
-    elements must not be sent. Any fault means that it is the safe command.
+    elements must not be sent. It is the policy's if ``is_driven``, otherwise the safe one:
+    because of the faults, or, where there are none, because the last one is too recent.
     """
 
     command: np.ndarray
     faults: tuple[Fault, ...]
+    is_driven: bool
 
 
 class PolicyControl:
     """What a robot does in each control period, whatever brings the messages in and out.
 
+    A sensor that flickers must not make a robot jump between two commands: once the policy has
+    had command, a fault takes it away until ``recover_ticks`` ticks in a row are without one;
+    the last of them is the first that is driven.
+
     ``num_ticks`` and ``num_safe`` count all ticks and those that gave the safe command;
     ``last_error`` is the traceback of the last exception in a tick.
     """
 
-    def __init__(self, policy: OnnxPolicy, mode: str = 'deterministic', seed: int = 0):
+    def __init__(self, policy: OnnxPolicy, mode: str = 'deterministic', seed: int = 0,
+                 recover_ticks: int = 1, rate_factor: float = 1.0):
         """Prepare for ticks.
 
         :param mode: 'deterministic' (eps = 0) or 'sampled' (eps ~ N(0, I)).
         :param seed: of the sampled noise.
+        :param recover_ticks: ticks without a fault that give command back, at least 1.
+        :param rate_factor: simulated seconds in a second of the steady clock; rate limits are
+            per simulated second.
         :raises SpecError: if the mode is unknown.
         """
         if mode not in MODES:
@@ -61,6 +71,8 @@ class PolicyControl:
         self.limiter = CommandLimiter(policy.spec)
         self.num_ticks = self.num_safe = 0
         self.last_error = ''
+        self._recover_ticks, self._rate_factor = recover_ticks, rate_factor
+        self._num_to_recover, self._has_driven, self._sent_s = 0, False, -np.inf
         self._rng = np.random.default_rng(seed) if mode == 'sampled' else None
 
     def tick(self, now_s: float) -> Step:
@@ -75,10 +87,15 @@ class PolicyControl:
             self.last_error = traceback.format_exc()
             fault = Fault('control', 'exception', f'{type(error).__name__}: {error}')
             command, faults = None, (fault,)
-        if command is None:
+        is_driven = command is not None
+        if not is_driven:
             self.num_safe += 1
             command = self.limiter.safe()
-        return Step(command, faults)
+        self._has_driven |= is_driven
+        if faults and self._has_driven:
+            self._num_to_recover = self._recover_ticks - 1
+        self._sent_s = now_s
+        return Step(command, faults, is_driven)
 
     def _decide(self, now_s):
         observation, faults = self.observation.assemble(now_s)
@@ -88,7 +105,9 @@ class PolicyControl:
         if self._rng is not None:
             eps = self._rng.standard_normal(self.policy.spec.eps_dim, dtype=np.float32)
         action = self.policy(observation, eps)
-        command = self.limiter.limit(action)
-        if command is None:
+        if not self.limiter.accepts(action):
             return None, (Fault('action', 'not finite', f'the policy gave {action}'),)
-        return command, ()
+        if self._num_to_recover:
+            self._num_to_recover -= 1
+            return None, ()
+        return self.limiter.limit(action, (now_s - self._sent_s) * self._rate_factor), ()

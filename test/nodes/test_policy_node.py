@@ -43,6 +43,7 @@ class Feeder:
 
     def __init__(self, ros, topic='joint_states'):
         self.content, self.stamp_offset_s, self.silent = dict(GOOD), 0.0, False
+        self.flickers, self._num = False, 0
         self._node = ros.node
         self._publisher = ros.node.create_publisher(JointState, topic, QoSProfile(depth=1))
         self._stop = threading.Event()
@@ -55,7 +56,9 @@ class Feeder:
                 continue
             message = JointState(name=self.content['name'])
             message.position = array('d', self.content['position'])
-            message.velocity = array('d', self.content['velocity'])
+            self._num += 1
+            is_bad = self.flickers and self._num % 2
+            message.velocity = array('d', () if is_bad else self.content['velocity'])
             stamp = time.time_ns() + int(self.stamp_offset_s * 1e9)
             message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
             self._publisher.publish(message)
@@ -147,6 +150,23 @@ def test_commands_stay_within_limits_and_rates(ros, running):
     assert int(told['clipped.torque.shoulder']) > 0
     assert int(told['clipped.torque.elbow']) > 0
     assert int(told['rate_limited.torque.shoulder']) > 0
+
+
+def test_a_flickering_sensor_does_not_alternate_the_commands(ros, running):
+    feeder, commands = running
+    first = len(ros.diagnostics)
+    feeder.flickers = True
+    time.sleep(0.2)
+    begin = len(commands)
+    time.sleep(1.0)
+    sent = [list(message.data) for _, message in commands[begin:]]
+    feeder.flickers = False
+    assert len(sent) > 30
+    # A tick may miss the bad message of a pair; three such in a row are rare.
+    assert sum(command != [0.0, 0.0] for command in sent) < 0.1 * len(sent)
+    ros.wait(lambda: newest(commands) == EXPECTED, what='the policy in command')
+    assert any(status.message == 'recovering' and status.level == DiagnosticStatus.WARN
+               for status in ros.diagnostics[first:])
 
 
 @pytest.mark.parametrize('change, term, kind', [
