@@ -59,6 +59,9 @@ PARAMETERS = (
               "full scale; negative for the task file's.", -1.0, 10.0),
     Parameter('command_latency_s', -1.0, 'Delay from a command to its effect [s]; negative for '
               "the task file's.", -1.0, 1.0),
+    Parameter('observation_noise', [''], 'Standard deviations of the observation noise, such as '
+              "'end_effector_position=0.005' [unit of the term]; those not named are the task "
+              "file's."),
     Parameter('hold_s', 0.2, 'How long the last command acts after commands stop [s of '
               'simulated time]; then the safe one does.', 0.0, 10.0),
     Parameter('auto_reset', True, 'Begin the next episode at once when one ends; otherwise wait '
@@ -213,7 +216,20 @@ def _load_world(settings):
     for key, name in (('actuator', 'actuator_noise'), ('command_latency_s',) * 2):
         if settings[name] >= 0:
             world['noise'][key] = settings[name]
+    world['noise']['observation'].update(_read_noise(settings['observation_noise']))
     return make_world(load(WorldConfig, world, 'world'))
+
+
+def _read_noise(entries):
+    noise = {}
+    for entry in filter(None, entries):
+        term, _, text = entry.partition('=')
+        try:
+            noise[term.strip()] = float(text)
+        except ValueError as error:
+            raise SpecError('parameter observation_noise must hold entries TERM=NUMBER, '
+                            f'got {entry!r}') from error
+    return noise
 
 
 def main(args=None) -> int:

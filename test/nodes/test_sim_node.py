@@ -179,6 +179,20 @@ def test_episodes_over_topics_are_those_in_process(ros, model):
     assert returns == pytest.approx(expected, abs=2e-4)
 
 
+def test_observation_noise_is_on_the_topics_named(ros):
+    poses = ros.listen(PoseStamped, '/hazy/end_effector/pose')
+    goals = ros.listen(PoseStamped, '/hazy/goal/pose')
+    process = ros.start('sim_node', ['-r', '__ns:=/hazy'], wait_for_command=False, speed=4.0,
+                        observation_noise="['end_effector_position=0.005']")
+    ros.wait(lambda: len(poses) >= 45 and len(goals) >= 45)
+    assert ros.stop(process) == 0
+    # Without commands the gripper rests; only the actuator noise moves it, slowly.
+    steps = np.diff([message.pose.position.x for _, message in poses[:45]])
+    assert 0.003 < steps.std() / np.sqrt(2) < 0.02
+    # The goal has no noise; it changes with an episode, of 50 steps, only.
+    assert len({message.pose.position.x for _, message in goals[:45]}) <= 2
+
+
 def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
     names = ['-r', '__ns:=/victim']
     robot = ros.start('sim_node', names)
@@ -201,6 +215,11 @@ def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
 @pytest.mark.parametrize('parameters, words', [
     ({'config': '/none/task.yaml'}, 'task file /none/task.yaml cannot be read'),
     ({'config': 'other.yaml'}, 'world.tsak is not a known key'),
+    ({'observation_noise': "['gripper=0.1']"},
+     'noise.observation.gripper is not an observation term'),
+    ({'observation_noise': "['goal=-0.1']"}, 'noise.observation.goal must be at least 0'),
+    ({'observation_noise': "['goal']"},
+     "parameter observation_noise must hold entries TERM=NUMBER, got 'goal'"),
     ({'speed': 0.0}, 'parameter speed (from 0.1 to 20.0)')])
 def test_a_startup_error_is_one_line(ros, parameters, words):
     (ros.folder / 'other.yaml').write_text('world:\n  tsak: fetch_reach\n')
