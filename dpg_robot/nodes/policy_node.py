@@ -17,7 +17,7 @@
 One thread ticks on absolute deadlines; the executor's thread only stores the newest message of
 each topic. Whenever the policy may not speak (a term is missing, stale, not a number or out of
 range, an exception, the end of the node) the spec's safe command is sent at once, and
-``/diagnostics`` says why.
+``/diagnostics`` says why. If the ticking thread itself gets stuck, the executor's does that.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from dpg_robot.contract.fields import check_fields
@@ -50,6 +51,8 @@ from dpg_robot.runtime.timing import LatencyStatistics, Pacer, PhaseLock
 # A listener that reads best effort may lose one last command, but hardly three.
 _NUM_LAST_COMMANDS = 3
 _LAST_COMMANDS_GAP_S = 0.005
+# A control thread without a tick for so long is stuck; a busy machine alone takes less.
+_STALL_PERIODS, _LEAST_STALL_S = 3.0, 0.1
 
 PARAMETERS = (
     Parameter('model', '', 'Policy file (.onnx); empty for the fetch_reach policy that comes '
@@ -96,6 +99,7 @@ class PolicyNode(Node):
         self._state, self._faults = 'waiting', ()
         self._reported_s, self._reported_ticks = time.monotonic(), 0
         self._num_repeated = 0
+        self._start_watchdog()
         self.get_logger().info(
             f'{self.policy.spec.task} from {self.model_path} '
             f'({self.policy.content_hash[:12]}) at {1 / self._pacer.period_s:g} Hz; waiting for '
@@ -105,7 +109,9 @@ class PolicyNode(Node):
         for term in spec.observation:
             check_fields(term.fields, message_class(term.type)(),
                          f'observation term {term.name}')
-        self._writer = MessageWriter(spec.action, lambda name: message_class(name)())
+        # The watchdog has messages of its own: it writes while the control thread may.
+        self._writer, self._watchdog_writer = (
+            MessageWriter(spec.action, lambda name: message_class(name)()) for _ in range(2))
         self._command_publishers = {
             term.topic: self.create_publisher(
                 message_class(term.type), term.topic, NEWEST_RELIABLE)
@@ -129,6 +135,7 @@ class PolicyNode(Node):
     def loop(self) -> None:
         """Tick until stopped, then send the safe command a few last times."""
         quiet_garbage_collector()
+        self._ticked_s = time.monotonic()
         try:
             while self._phase.wait():
                 self._tick()
@@ -136,6 +143,7 @@ class PolicyNode(Node):
                     self._report()
                     collect_garbage()
         finally:
+            self._ticked_s = float('inf')
             for _ in range(_NUM_LAST_COMMANDS):
                 self._publish(self.control.limiter.safe())
                 time.sleep(_LAST_COMMANDS_GAP_S)
@@ -153,10 +161,30 @@ class PolicyNode(Node):
             self._latency.add(done_s - self.control.observation.newest_s)
         self._keep_phase(arrival_s, step.is_driven)
         self._update_state(step)
+        self._ticked_s = time.monotonic()
 
-    def _publish(self, command):
+    def _start_watchdog(self):
+        self._ticked_s, self._num_stalls, self._is_stalled = float('inf'), 0, False
+        self._stall_s = max(_STALL_PERIODS * self._pacer.period_s, _LEAST_STALL_S)
+        self.create_timer(0.5 * self._stall_s, self._watch,
+                          clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _watch(self):
+        """Send the safe command while the control thread is stuck; runs in the executor's."""
+        silence_s = time.monotonic() - self._ticked_s
+        was_stalled, self._is_stalled = self._is_stalled, silence_s > self._stall_s
+        if not self._is_stalled:
+            return
+        self._publish(self.control.interrupt(), self._watchdog_writer)
+        if not was_stalled:
+            self._num_stalls += 1
+            message = f'stalled: no tick for {silence_s:.3f} s; safe command'
+            self.get_logger().error(message)
+            self._report(message)
+
+    def _publish(self, command, writer=None):
         stamp = self.get_clock().now().to_msg()
-        for topic, message in self._writer.write(command, stamp):
+        for topic, message in (writer or self._writer).write(command, stamp):
             self._command_publishers[topic].publish(message)
 
     def _keep_phase(self, arrival_s, is_driven):
@@ -187,20 +215,22 @@ class PolicyNode(Node):
                 self.get_logger().error(self.control.last_error)
         self._report()
 
-    def _report(self):
+    def _report(self, stalled=''):
         now_s = time.monotonic()
         num_ticks, limiter = self.control.num_ticks, self.control.limiter
         rate = (num_ticks - self._reported_ticks) / max(now_s - self._reported_s, 1e-6)
         self._reported_s, self._reported_ticks = now_s, num_ticks
-        level = {'running': 'OK', 'safe': 'ERROR'}.get(self._state, 'WARN')
-        message = f'{self._state}: {_join(self._faults)}' if self._faults else self._state
+        state = 'stalled' if stalled else self._state
+        level = {'running': 'OK', 'safe': 'ERROR', 'stalled': 'ERROR'}.get(state, 'WARN')
+        message = stalled or (f'{state}: {_join(self._faults)}' if self._faults else state)
         self._diagnostics.publish(level, message, {
-            'state': self._state, 'task': self.policy.spec.task,
+            'state': state, 'task': self.policy.spec.task,
             'mode': self.settings['mode'], 'model': self.model_path,
             'content_hash': self.policy.content_hash,
             'control_rate_hz': 1.0 / self._pacer.period_s, 'achieved_rate_hz': rate,
             'ticks': num_ticks, 'safe_ticks': self.control.num_safe,
-            'deadline_misses': self._pacer.num_missed, 'repeated_states': self._num_repeated,
+            'deadline_misses': self._pacer.num_missed, 'stalls': self._num_stalls,
+            'repeated_states': self._num_repeated,
             'tick_us': self._tick_time.summary_us(),
             'state_to_command_us': self._latency.summary_us(),
             'age_s': {term: 'never received' if age is None else age

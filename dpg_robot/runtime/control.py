@@ -97,6 +97,16 @@ class PolicyControl:
         self._sent_s = now_s
         return Step(command, faults, is_driven)
 
+    def interrupt(self) -> np.ndarray:
+        """Take command from the policy, from another thread, because a tick does not end.
+
+        The policy must recover first; the tick that does not end is not yet a good one.
+
+        :return: the safe command, shape (action_dim,).
+        """
+        self._num_to_recover = self._recover_ticks
+        return self.limiter.safe().copy()
+
     def _decide(self, now_s):
         observation, faults = self.observation.assemble(now_s)
         if observation is None:

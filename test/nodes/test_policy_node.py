@@ -251,6 +251,42 @@ def test_signals_back_to_back_end_it_as_one_does(ros, model):
     feeder.close()
 
 
+STICKY = """
+import sys, time
+from dpg_robot.nodes import policy_node
+
+class Sticky(policy_node.OnnxPolicy):
+    def __call__(self, observation, eps=None):
+        if observation[0] > 0.9:
+            time.sleep(1.0)
+        return super().__call__(observation, eps)
+
+policy_node.OnnxPolicy = Sticky
+sys.exit(policy_node.main())
+"""
+
+
+def test_a_stuck_policy_gives_the_safe_command(ros, model):
+    commands = ros.listen(Float64MultiArray, '/cell5/effort/commands')
+    feeder = Feeder(ros, '/cell5/joint_states')
+    process = ros.start('policy_node', ['-r', '__ns:=/cell5'], code=STICKY, model=model)
+    ros.wait(lambda: commands and newest(commands) == EXPECTED)
+    first, begin = len(ros.diagnostics), time.monotonic()
+    feeder.content = {**GOOD, 'position': [1.0, 7.0]}
+    ros.wait(lambda: newest(commands) == [0.0, 0.0], what='the safe command')
+    assert commands[-1][0] - begin < 0.4  # of the second that the policy takes
+    feeder.content = dict(GOOD)
+    ros.wait(lambda: newest(commands) == EXPECTED, what='the policy in command')
+    assert 0.9 < commands[-1][0] - begin < 1.6
+    feeder.close()
+    assert [1.0, 1.0] not in [list(message.data) for _, message in commands]
+    stalled = [status for status in ros.diagnostics[first:]
+               if status.name == f'cell5/{STATUS}' and status.message.startswith('stalled')]
+    assert [status.level for status in stalled] == [DiagnosticStatus.ERROR]
+    assert (values(stalled[0])['state'], values(stalled[0])['stalls']) == ('stalled', '1')
+    assert ros.stop(process) == 0
+
+
 def test_hangup_is_ignored_where_nohup_says_so(ros, model):
     commands = ros.listen(Float64MultiArray, '/cell4/effort/commands')
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

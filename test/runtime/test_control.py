@@ -76,6 +76,24 @@ def test_a_fault_takes_command_away_until_some_ticks_are_without_one(make_contro
     assert control.num_safe == 12
 
 
+@pytest.mark.parametrize('recover_ticks', [1, 3])
+def test_an_interrupted_tick_gives_the_safe_command(make_control, recover_ticks):
+    control = make_control(recover_ticks=recover_ticks)
+    control.tick(1.0)
+    policy, given = control.policy, []
+
+    def stuck(observation, eps):
+        given.append(control.interrupt().tolist())
+        return policy(observation, eps)
+    stuck.spec = policy.spec
+    control.policy = stuck
+    assert not control.tick(1.01).is_driven
+    assert given == [[0.0, 0.0, 0.0]]
+    control.policy = policy
+    driven = [control.tick(1.02).is_driven for _ in range(3)]
+    assert driven == [n >= recover_ticks for n in (1, 2, 3)]
+
+
 def test_nan_from_the_policy_is_no_recovery(make_control):
     control = make_control(recover_ticks=2)
     good = control.policy
