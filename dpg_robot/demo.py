@@ -110,6 +110,9 @@ def _move_aside(run_dir):
 
 
 def _film(policy, world, path):
+    if os.environ.get('MUJOCO_GL') == 'disable':
+        print('frames are left out: MuJoCo has no GL to draw with (MUJOCO_GL=disable)')
+        return
     try:
         film(policy, world, path, seed=EVALUATION_SEED)
     except Exception as error:  # no GL here: whatever the driver says, the demo goes on
@@ -224,6 +227,8 @@ def private_ros():
         os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         print(f'      watch with: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} ros2 topic list')
+    if 'HOME' not in os.environ:
+        os.environ.setdefault('ROS_LOG_DIR', str(Path('log/ros').absolute()))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node('demo')
     try:
