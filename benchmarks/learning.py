@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from importlib.util import find_spec
 import json
 import os
 from pathlib import Path
@@ -169,7 +170,12 @@ def main():
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=10_000)
     parser.add_argument('--episodes', type=int, default=100)
+    parser.add_argument('--output', type=Path, help='JSON file; the plot lies beside it')
     options = parser.parse_args()
+    if any(name.startswith('sb3') for name in options.learners) and not find_spec(
+            'stable_baselines3'):
+        parser.error('the peers need: .venv/bin/pip install -r requirements/bench.txt '
+                     '-c requirements/constraints.txt')
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
         for name in options.learners:
@@ -188,8 +194,8 @@ def main():
         'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
         'machine': f'{platform.machine()}, {os.cpu_count()} cores',
         'estimators': {name: summarise(entry) for name, entry in runs.items()}}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f'learning_{options.task}.json'
+    path = options.output or RESULTS / f'learning_{options.task}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + '\n')
     plot(result, path.with_suffix('.png'))
     print(f'wrote {path}')

@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser('evaluate', help='run an exported policy in simulation')
     evaluate.add_argument('model', type=Path)
     evaluate.add_argument('--episodes', type=_positive, default=100)
-    evaluate.add_argument('--seed', type=_seed, default=1_000_000)
+    evaluate.add_argument('--seed', type=_seed, default=4_000_000)
     evaluate.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                           help='change the world it was trained in: noise.actuator=0.2')
     _add_json(evaluate)
@@ -134,9 +134,11 @@ def _train(options):
         raise SpecError('name a task, such as fetch_reach, or a YAML file; or use --resume')
     run_dir = options.run_dir or Path('runs') / Path(options.config or 'fetch_reach').stem
     config = options.config or run_dir / CONFIG_FILE
+    if not Path(config).exists() and not options.config:
+        raise SpecError(f'{run_dir} holds no training to resume: there is no {CONFIG_FILE}')
     if not train(load_config(config, _overrides(options)), run_dir, options.resume):
         print(f'stopped; go on with: dpg-robot train --resume --run-dir {run_dir}')
-        return
+        raise SystemExit(130)  # not done, so that what follows in a script does not go on
     print(f'done; write the policy with: dpg-robot export {run_dir}')
 
 
@@ -151,14 +153,17 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
     trainer = open_trainer(config, run_dir, resume)
     signals = []  # a handler may interrupt another one, so it must not take a lock
     previous = {number: signal.signal(number, lambda *which: signals.append(which))
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+                # What nohup started shall outlive its terminal.
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
     try:
         with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
                   desc=f'{config.world.task} {config.learner.estimator}') as bar:
             def show(progress):
                 bar.set_postfix_str(
-                    f'return {progress.episode_return:.2f}, success {progress.success:.2f}, '
-                    f'evaluated {progress.eval_success:.2f}', refresh=False)
+                    f'return {progress.episode_return:.2f}, success {progress.success:.2f}'
+                    + (f', evaluated {progress.eval_success:.2f}'
+                       if progress.eval_success >= 0 else ''), refresh=False)
                 bar.update(progress.env_steps - bar.n)
             return trainer.run(show, lambda: bool(signals))
     finally:

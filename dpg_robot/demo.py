@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,7 +227,8 @@ def private_ros():
     if 'ROS_DOMAIN_ID' not in os.environ:
         os.environ['ROS_DOMAIN_ID'] = str(1 + os.getpid() % 100)
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-        print(f'      watch with: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} ros2 topic list')
+        if shutil.which('ros2'):
+            print(f'      watch with: ROS_DOMAIN_ID={os.environ["ROS_DOMAIN_ID"]} ros2 topic list')
     if 'HOME' not in os.environ:
         os.environ.setdefault('ROS_LOG_DIR', str(Path('log/ros').absolute()))
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)

@@ -42,7 +42,7 @@ from dpg_robot.learn.trainer import (
     TrainerConfig,
 )
 from dpg_robot.resources import share_path
-from dpg_robot.sim.world import make_vector, make_world, WorldConfig
+from dpg_robot.sim.world import make_vector, make_world, TASKS, WorldConfig
 
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000
@@ -66,6 +66,9 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     """
     path = Path(path)
     if not path.suffix:
+        if str(path) not in TASKS:
+            raise SpecError(f'{path} is not a task; tasks: {", ".join(TASKS)}; '
+                            'or give the path of a .yaml file')
         path = share_path('config', f'{path}.yaml')
     try:
         data = yaml.safe_load(path.read_text())
@@ -172,7 +175,7 @@ def world_of(spec: PolicySpec, overrides: list[str] = ()) -> WorldConfig:
     """
     data = copy.deepcopy(spec.training.world)
     for override in overrides:
-        _apply(data, override)
+        _apply(data, override.removeprefix('world.'))
     return load(WorldConfig, data, 'world')
 
 

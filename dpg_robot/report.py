@@ -37,8 +37,11 @@ def draw_learning_curve(rows: list[dict], path: Path) -> None:
         2, sharex=True, figsize=(6, 4.5), layout='constrained')
     for axes, what in ((top, 'success'), (bottom, 'return')):
         training = 'episode_return' if what == 'return' else what
-        _line(axes, rows, training, 'training, noise and exploration included', '0.6')
-        _line(axes, rows, f'eval_{what}', 'deterministic policy', 'C0')
+        _line(axes, rows, training, 'training, with exploration', '0.6')
+        # Between two evaluations, rows repeat the last one.
+        news = [row for last, row in zip([{}, *rows], rows)
+                if row['eval_return'] != last.get('eval_return')]
+        _line(axes, news, f'eval_{what}', 'evaluation, deterministic, same noise', 'C0', 'o')
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
     top.set_ylim(-0.03, 1.03)
@@ -48,21 +51,24 @@ def draw_learning_curve(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def _line(axes, rows, key, label, color):
+def _line(axes, rows, key, label, color, marker=None):
     points = [(row['env_steps'], row[key]) for row in rows if row[key] is not None]
-    axes.plot(*np.array(points).reshape(-1, 2).T, label=label, color=color)
+    axes.plot(*np.array(points).reshape(-1, 2).T, label=label, color=color,
+              marker=marker, markersize=4)
 
 
 def draw_latency(latencies_us: np.ndarray, path: Path) -> None:
     """Draw the histogram of state-to-command latencies [us], shape (N,)."""
     figure, axes = plt.subplots(figsize=(6, 3), layout='constrained')
-    p50, p99 = np.percentile(latencies_us, (50, 99))
-    axes.hist(latencies_us, bins=np.linspace(0, 1.3 * p99, 80), color='C0')
+    p50, p99, largest = np.percentile(latencies_us, (50, 99, 100))
+    limit = 1.3 * p99
+    axes.hist(np.minimum(latencies_us, limit), bins=np.linspace(0, limit, 80), color='C0')
     for value, name in ((p50, 'p50'), (p99, 'p99')):
         axes.axvline(value, color='C3', linestyle='--', linewidth=1)
         axes.annotate(f' {name} {value:.0f}', (value, 0.95), color='C3', va='top',
                       xycoords=('data', 'axes fraction'))
-    axes.set(xlabel='state stamp to command stamp [us]', ylabel='commands',
+    axes.set(xlabel=f'state stamp to command stamp [us], last bin up to {largest:.0f}',
+             ylabel='commands',
              title=f'{len(latencies_us)} commands over ROS 2 topics')
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -55,8 +55,14 @@ class Harness:
     def _on_diagnostics(self, array):
         self.diagnostics.extend(array.status)
 
-    def start(self, name, arguments=(), code=None, **parameters):
-        """Start a node of the package as a process of its own; its output goes to a file."""
+    def start(self, name, arguments=(), code=None, ignored=(), **parameters):
+        """Start a node of the package as a process of its own; its output goes to a file.
+
+        It ignores the signals in ``ignored`` and no others, however the tests were started.
+        """
+        def set_signals():
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         command = [sys.executable] + (
             ['-c', code] if code else ['-m', f'dpg_robot.nodes.{name}'])
         ros_arguments = ['--ros-args', *arguments]
@@ -66,7 +72,8 @@ class Harness:
         log = self.folder / f'{name}_{len(self.processes)}.log'
         with open(log, 'w') as out:
             process = subprocess.Popen(
-                command + ros_arguments, stdout=out, stderr=subprocess.STDOUT, cwd=self.folder)
+                command + ros_arguments, stdout=out, stderr=subprocess.STDOUT, cwd=self.folder,
+                preexec_fn=set_signals)
         process.log = log
         self.processes.append(process)
         return process

@@ -69,7 +69,7 @@ def test_interrupted_training_resumes(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert f'dpg-robot train --resume --run-dir {tmp_path}' in out
     rows = (tmp_path / 'metrics.jsonl').read_text().splitlines()
     steps = json.loads(rows[-1])['env_steps']
@@ -101,13 +101,13 @@ def test_evaluate_writes_what_it_prints(run_dir, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['train'], 'name a task'),
-    (['train', 'no_such_task'], 'no_such_task'),
+    (['train', 'no_such_task'], 'no_such_task is not a task; tasks: fetch_reach'),
     (['train', 'fetch_reach', '--env-steps', '0'], 'trainer.env_steps must be at least 1, got 0'),
     (['train', 'fetch_reach', '--estimator', 'magic'], 'learner.estimator must be one of'),
     (['train', 'fetch_reach', '--set', 'learner.sigma'], "got 'learner.sigma'"),
     (['train', 'fetch_reach', '--set', 'world.noise.actuator=-0.1'],
      'world.noise.actuator must be at least 0, got -0.1'),
-    (['train', '--resume', '--run-dir', '{tmp}/none'], 'none'),
+    (['train', '--resume', '--run-dir', '{tmp}/none'], 'none holds no training to resume'),
     (['train', 'fetch_reach', '--run-dir', '{run}'], 'already holds a training'),
     (['train', '--resume', '--run-dir', '{run}', '--seed', '5'], 'trainer.seed must be 0'),
     (['evaluate', '{tmp}/none.onnx'], 'none.onnx cannot be read'),

@@ -53,8 +53,8 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs, episodes: int,
              seed: int) -> Evaluation:
     """Run a policy for a number of episodes.
 
-    Each world contributes the same number of episodes (rounded up), so that short episodes are
-    not over-counted. World i is seeded with ``seed + i``.
+    Each world contributes the same number of episodes, give or take one, decided beforehand, so
+    that short episodes are not over-counted. World i is seeded with ``seed + i``.
 
     :param act: from physical observations (num_envs, obs_dim) to normalised actions.
     :param envs: a gymnasium vector environment that resets in the same step.
@@ -62,7 +62,8 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs, episodes: int,
     """
     if episodes < 1:
         raise ValueError(f'episodes must be at least 1, got {episodes}')
-    quota = -(-episodes // envs.num_envs)
+    each, left = divmod(episodes, envs.num_envs)
+    quota = each + (np.arange(envs.num_envs) < left)
     done = np.zeros(envs.num_envs, int)
     totals = np.zeros(envs.num_envs)
     returns, successes = [], []
@@ -71,7 +72,7 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs, episodes: int,
         obs, reward, terminated, truncated, info = envs.step(act(obs))
         totals += reward
         for i in np.flatnonzero(terminated | truncated):
-            if done[i] < quota:
+            if done[i] < quota[i]:
                 returns.append(totals[i])
                 successes.append(bool(info['final_info']['is_success'][i]))
             done[i] += 1

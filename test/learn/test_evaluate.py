@@ -90,9 +90,12 @@ def test_each_world_has_the_same_quota(terminates):
     assert result.seed == 3
 
 
-@pytest.mark.parametrize('episodes, counted', [(1, 3), (3, 3), (4, 6), (7, 9)])
-def test_episodes_are_rounded_up_to_full_rounds(episodes, counted):
-    assert evaluate(short_ones_succeed, worlds(2, 2, 3), episodes, 0).episodes == counted
+@pytest.mark.parametrize('episodes, successes', [(1, 1), (2, 2), (3, 2), (4, 3), (7, 5)])
+def test_as_many_episodes_as_asked_for(episodes, successes):
+    """Shared out beforehand; the first worlds, here those of success, take what is left over."""
+    result = evaluate(short_ones_succeed, worlds(2, 2, 10), episodes, 0)
+    assert result.episodes == episodes
+    assert result.success == pytest.approx(successes / episodes)
 
 
 def test_each_world_has_its_own_seed():

@@ -289,11 +289,8 @@ def test_a_stuck_policy_gives_the_safe_command(ros, model):
 
 def test_hangup_is_ignored_where_nohup_says_so(ros, model):
     commands = ros.listen(Float64MultiArray, '/cell4/effort/commands')
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = ros.start('policy_node', ['-r', '__ns:=/cell4'], model=model)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = ros.start(
+        'policy_node', ['-r', '__ns:=/cell4'], ignored=[signal.SIGHUP], model=model)
     ros.wait(lambda: commands)
     process.send_signal(signal.SIGHUP)
     count = len(commands)

@@ -183,7 +183,7 @@ def test_export_while_training(ros, endless):
     policy = OnnxPolicy(path)
     assert message == f'exported {path}, content hash {policy.content_hash}'
     assert policy.spec.training.env_steps >= before
-    assert policy.spec.training.evaluation['episodes'] == 10
+    assert policy.spec.training.evaluation['episodes'] == 2
     ros.wait(lambda: endless.models, what='the path of the model')
     assert endless.models[-1][1].data == str(path)
     endless.wait_step(policy.spec.training.env_steps + 20)
