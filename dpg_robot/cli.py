@@ -20,6 +20,7 @@ import argparse
 from ctypes.util import find_library
 from dataclasses import asdict
 import json
+import math
 import os
 from pathlib import Path
 import signal
@@ -160,10 +161,13 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
         with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
                   desc=f'{config.world.task} {config.learner.estimator}') as bar:
             def show(progress):
+                evaluated = progress.eval_success if not math.isnan(progress.eval_success) \
+                    else progress.eval_return
                 bar.set_postfix_str(
-                    f'return {progress.episode_return:.2f}, success {progress.success:.2f}'
-                    + (f', evaluated {progress.eval_success:.2f}'
-                       if progress.eval_success >= 0 else ''), refresh=False)
+                    ', '.join(f'{name} {value:.2f}' for name, value in (
+                        ('return', progress.episode_return), ('success', progress.success),
+                        ('evaluated', evaluated)) if not math.isnan(value)),
+                    refresh=False)
                 bar.update(progress.env_steps - bar.n)
             return trainer.run(show, lambda: bool(signals))
     finally:
@@ -178,9 +182,11 @@ def _evaluate(options):
     policy = OnnxPolicy(options.model)
     world = world_of(policy.spec, options.set)
     result = asdict(evaluate_model(policy, world, options.episodes, options.seed))
-    print(f'success {result["success"]:.3f} over {result["episodes"]} episodes '
-          f'(95 % interval {result["success_low"]:.3f} to {result["success_high"]:.3f}), '
-          f'return {result["return_mean"]:.3f} (std {result["return_std"]:.3f})')
+    if result['success'] is not None:
+        print(f'success {result["success"]:.3f} over {result["episodes"]} episodes (95 % interval '
+              f'{result["success_low"]:.3f} to {result["success_high"]:.3f}), ', end='')
+    over = '' if result['success'] is not None else f' over {result["episodes"]} episodes'
+    print(f'return {result["return_mean"]:.3f}{over} (std {result["return_std"]:.3f})')
     write_json(options.json, {'model': str(options.model), 'content_hash': policy.content_hash,
                               **result})
 
@@ -190,7 +196,9 @@ def _export(options):
     output = options.output or options.run_dir / 'model.onnx'
     spec, parity = export_run(options.run_dir, output, options.episodes)
     evaluation = spec.training.evaluation
-    print(f'{output}: success {evaluation["success"]:.3f} over {evaluation["episodes"]} episodes, '
+    name = 'return_mean' if evaluation['success'] is None else 'success'
+    print(f'{output}: {name.removesuffix("_mean")} {evaluation[name]:.3f} '
+          f'over {evaluation["episodes"]} episodes, '
           f'torch and ONNX agree to {parity:.1e} of the action range')
 
 

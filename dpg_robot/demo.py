@@ -44,7 +44,7 @@ from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.trainer import METRICS_FILE
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
-from dpg_robot.sim.fetch import EPISODE_STEPS
+from dpg_robot.sim.world import make_world
 
 EVALUATION_SEED = 3_000_000
 STARTUP_S = 30.0
@@ -71,20 +71,22 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
 
     policy = OnnxPolicy(model)
     inside = evaluate_model(policy, config.world, episodes, EVALUATION_SEED)
-    print(f'[3/4] in process: success {_rate(inside.success, inside.episodes)}')
+    print(f'[3/4] in process: {_outcome(inside.success, inside.return_mean, inside.episodes)}')
 
     task_file = run_dir / 'config.yaml'
-    length_s = episodes * EPISODE_STEPS * spec.control_dt
+    steps = make_world(config.world).get_wrapper_attr('episode_steps')
+    length_s = episodes * steps * spec.control_dt
     print(f'[4/4] sim_node and policy_node, {episodes} episodes in real time, '
-          f'about {length_s:.0f} s')
-    drive = drive_through_topics(model, task_file, spec, episodes)
-    print(f'      through topics: success {_rate(drive.success, episodes)}')
+          f'at most about {length_s:.0f} s')
+    drive = drive_through_topics(model, task_file, spec, episodes, length_s)
+    print(f'      through topics: {_outcome(drive.success, drive.return_mean, episodes)}')
 
     rows = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
     report = {
         'task': config.world.task, 'estimator': config.learner.estimator,
         'env_steps': spec.training.env_steps, 'train_seconds': rows[-1]['train_seconds'],
         'success_in_process': inside.success, 'success_over_topics': drive.success,
+        'return_in_process': inside.return_mean, 'return_over_topics': drive.return_mean,
         'episodes': episodes, 'parity_max_abs': parity,
         'tick_us': drive.percentiles('tick_us'),
         'state_to_command_us': drive.percentiles('state_to_command_us'),
@@ -120,9 +122,12 @@ def _film(policy, world, path):
         print(f'frames are left out: {" ".join(str(error).split())[:200]}')
 
 
-def _rate(success, episodes):
+def _outcome(success, return_mean, episodes):
+    if success is None:
+        return f'return {return_mean:.2f} over {episodes} episodes'
     low, high = wilson_interval(round(success * episodes), episodes)
-    return f'{success:.2f} over {episodes} episodes (95 % interval {low:.2f} to {high:.2f})'
+    return f'success {success:.2f} over {episodes} episodes ' \
+           f'(95 % interval {low:.2f} to {high:.2f})'
 
 
 def _print_latency(report):
@@ -136,7 +141,8 @@ def _print_latency(report):
 class Drive:
     """What was seen on the topics while the policy drove the robot; stamps in seconds."""
 
-    success: float = 0.0
+    success: float | None = None
+    return_mean: float = 0.0
     diagnostics: dict[str, str] = field(default_factory=dict)
     waiting_ticks: int | None = None
     safe_ticks: int = 0
@@ -155,9 +161,10 @@ class Drive:
 
 
 def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
-                         episodes: int) -> Drive:
+                         episodes: int, length_s: float) -> Drive:
     """Start the simulated robot and the policy as processes and watch their topics.
 
+    :param length_s: how long the episodes may take together.
     :raises SpecError: if a node ends early or the episodes do not come in time.
     """
     drive, results = Drive(), {}
@@ -166,7 +173,7 @@ def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
         started = [processes.enter_context(node_process(name, arguments)) for name, arguments in (
             ('sim_node', {'config': task_file, 'episodes': episodes, 'seed': EVALUATION_SEED}),
             ('policy_node', {'model': model, 'diagnostics_period_s': 0.5}))]
-        deadline = time.monotonic() + STARTUP_S + 1.5 * episodes * EPISODE_STEPS * spec.control_dt
+        deadline = time.monotonic() + STARTUP_S + 1.5 * length_s
 
         def missing():
             for process in started:
@@ -180,14 +187,17 @@ def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
         _spin(node, missing, episodes, results)
         last = time.monotonic() + 1.0  # the diagnostics that cover the last ticks
         _spin(node, lambda: time.monotonic() < last)
-    drive.success = float(np.mean([results[i] for i in sorted(results)[:episodes]]))
+    counted = [results[i] for i in sorted(results)[:episodes]]
+    drive.return_mean = float(np.mean([float(values['return']) for values in counted]))
+    if 'success' in counted[0]:
+        drive.success = float(np.mean([int(values['success']) for values in counted]))
     return drive
 
 
 def _watch(node, spec, drive, results):
     def on_episode(status):
         values = {item.key: item.value for item in status.values}
-        results[int(values['episode'])] = int(values['success'])
+        results[int(values['episode'])] = values
 
     def on_diagnostics(array):
         for status in array.status:
@@ -199,8 +209,12 @@ def _watch(node, spec, drive, results):
                 drive.safe_ticks = safe_ticks - (drive.waiting_ticks or 0)
 
     def stamps(into):
-        return lambda message: into.append(
-            message.header.stamp.sec + 1e-9 * message.header.stamp.nanosec)
+        def note(message):
+            # A message without a header says nothing about when it was sent.
+            stamp = message.header.stamp if hasattr(message, 'header') \
+                else node.get_clock().now().to_msg()
+            into.append(stamp.sec + 1e-9 * stamp.nanosec)
+        return note
 
     every = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     node.create_subscription(

@@ -184,10 +184,10 @@ def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_
 
     :param policy: a :class:`dpg_robot.runtime.onnx_policy.OnnxPolicy`.
     """
-    scale = np.array(policy.spec.action_scale)
     envs = make_vector(world, EVAL_ENVS)
     try:
-        return evaluate(lambda obs: policy(obs.astype(np.float32)) / scale, envs, episodes, seed)
+        return evaluate(lambda obs: policy.spec.normalised(policy(obs.astype(np.float32))),
+                        envs, episodes, seed)
     finally:
         envs.close()
 

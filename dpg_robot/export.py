@@ -63,12 +63,13 @@ class DeployedPolicy(nn.Module):
             layers += [linear, nn.ReLU()]
         self.net = nn.Sequential(*layers[:-1])
         self.register_buffer('action_scale', torch.tensor(spec.action_scale))
+        self.register_buffer('action_offset', torch.tensor(spec.action_offset))
 
     def forward(self, observation: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         """Return physical actions (B, action_dim) from observations (B, obs_dim) and eps."""
         mean, raw = self.net(self.norm(observation)).chunk(2, dim=-1)
         std = torch.exp(self.log_std_min + self.span * torch.sigmoid(raw))
-        return torch.tanh(mean + std * eps) * self.action_scale
+        return torch.tanh(mean + std * eps) * self.action_scale + self.action_offset
 
 
 def _reach(spec):
@@ -122,8 +123,8 @@ def deployed_parity(policy, data: bytes, observations: np.ndarray) -> float:
     with torch.no_grad():
         eps = torch.zeros(len(observations), deployed.spec.eps_dim)
         ours = policy(torch.from_numpy(observations), eps).numpy()
-    scale = np.array(deployed.spec.action_scale)
-    return float(np.max(np.abs(ours * scale - theirs) / _reach(deployed.spec)))
+    scale, offset = np.array(deployed.spec.action_scale), np.array(deployed.spec.action_offset)
+    return float(np.max(np.abs(ours * scale + offset - theirs) / _reach(deployed.spec)))
 
 
 def to_onnx(module: DeployedPolicy) -> onnx.ModelProto:
@@ -157,12 +158,12 @@ def parity(policy, spec: PolicySpec, model: onnx.ModelProto, observations: np.nd
         model.SerializeToString(), providers=['CPUExecutionProvider'])
     drawn = np.random.default_rng(0).standard_normal(
         (len(observations), spec.eps_dim)).astype(np.float32)
-    scale = torch.tensor(spec.action_scale)
+    scale, offset = torch.tensor(spec.action_scale), torch.tensor(spec.action_offset)
     reach = _reach(spec)
     worst = []
     for eps in (np.zeros_like(drawn), drawn):
         with torch.no_grad():
-            ours = policy(torch.from_numpy(observations), torch.from_numpy(eps)) * scale
+            ours = policy(torch.from_numpy(observations), torch.from_numpy(eps)) * scale + offset
         theirs, = session.run(['action'], {'observation': observations, 'eps': eps})
         worst.append(np.max(np.abs(ours.numpy() - theirs) / reach))
     return float(np.max(worst))  # NaN if any action is: Python's max would drop it

@@ -29,13 +29,15 @@ from dpg_robot.sim.world import make_world, WorldConfig
 
 
 def draw_learning_curve(rows: list[dict], path: Path) -> None:
-    """Draw success and return against environment steps.
+    """Draw success, if the task knows it, and return against environment steps.
 
     :param rows: the trainer's metrics, oldest first.
     """
-    figure, (top, bottom) = plt.subplots(
-        2, sharex=True, figsize=(6, 4.5), layout='constrained')
-    for axes, what in ((top, 'success'), (bottom, 'return')):
+    has_success = any(row['success'] is not None for row in rows)
+    names = ('success', 'return') if has_success else ('return',)
+    figure, panels = plt.subplots(len(names), sharex=True, squeeze=False,
+                                  figsize=(6, 0.5 + 2 * len(names)), layout='constrained')
+    for axes, what in zip(panels[:, 0], names):
         training = 'episode_return' if what == 'return' else what
         _line(axes, rows, training, 'training, with exploration', '0.6')
         # Between two evaluations, rows repeat the last one.
@@ -44,9 +46,10 @@ def draw_learning_curve(rows: list[dict], path: Path) -> None:
         _line(axes, news, f'eval_{what}', 'evaluation, deterministic, same noise', 'C0', 'o')
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
-    top.set_ylim(-0.03, 1.03)
-    top.legend(loc='lower right')
-    bottom.set_xlabel('environment steps')
+        if what == 'success':
+            axes.set_ylim(-0.03, 1.03)
+    panels[0, 0].legend(loc='lower right')
+    panels[-1, 0].set_xlabel('environment steps')
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -82,14 +85,13 @@ def film(policy, world: WorldConfig, path: Path, seed: int, episodes: int = 4,
     :param steps: control periods to show of each episode.
     :raises Exception: whatever MuJoCo raises where it cannot draw.
     """
-    scale = np.array(policy.spec.action_scale)
     env, frames = make_world(world, render_mode='rgb_array'), []
     try:
         for episode in range(episodes):
             obs, _ = env.reset(seed=seed + episode)
             for _ in range(steps):
                 frames.append(Image.fromarray(env.render()).quantize(64))
-                obs, *_ = env.step(policy(obs.astype(np.float32)) / scale)
+                obs, *_ = env.step(policy.spec.normalised(policy(obs.astype(np.float32))))
     finally:
         env.close()
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0,

@@ -52,11 +52,13 @@ def describe(spec: PolicySpec, content_hash: str) -> str:
 def _evaluation(evaluation):
     if not evaluation:
         return [('evaluation', 'none')]
-    e = evaluation
-    return [
-        ('success', f'{e["success"]:.3f} over {e["episodes"]} episodes, 95 % interval '
-                    f'{e["success_low"]:.3f} to {e["success_high"]:.3f}'),
-        ('return', f'{e["return_mean"]:.3f}, standard deviation {e["return_std"]:.3f}')]
+    e, rows = evaluation, []
+    if e['success'] is not None:
+        rows = [('success', f'{e["success"]:.3f} over {e["episodes"]} episodes, 95 % interval '
+                            f'{e["success_low"]:.3f} to {e["success_high"]:.3f}')]
+    over = '' if rows else f' over {e["episodes"]} episodes'
+    return [*rows, ('return', f'{e["return_mean"]:.3f}{over}, standard deviation '
+                              f'{e["return_std"]:.3f}')]
 
 
 def _flatten(name, value):

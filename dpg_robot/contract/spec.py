@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import json
 import re
 
+import numpy as np
+
 from dpg_robot.contract.strict import bounded, dump, load, SpecError
 
 SPEC_VERSION = 1
@@ -66,9 +68,9 @@ class ObservationTerm:
 class ActionTerm:
     """One group of commands that the policy writes to one topic.
 
-    A normalised action in [-1, 1] times ``scale`` is the command in ``unit``; the graph has
-    this inside. ``rate_limit`` is in unit/s, null for none. ``safe`` is the command sent
-    whenever the policy may not speak, null for "hold the last one".
+    A normalised action in [-1, 1] times ``scale``, plus ``offset`` (empty for zeros), is the
+    command in ``unit``; the graph has this inside. ``rate_limit`` is in unit/s, null for none.
+    ``safe`` is the command sent whenever the policy may not speak, null for "hold the last one".
     """
 
     name: str
@@ -83,6 +85,7 @@ class ActionTerm:
     rate_limit: tuple[float | None, ...]
     frame_id: str = ''
     joints: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
 
     @property
     def size(self) -> int:
@@ -97,8 +100,9 @@ class ActionTerm:
         _check_message(self, name)
         for key in ('scale', 'lower', 'upper', 'safe', 'rate_limit'):
             _check_length(self, name, key)
-        if self.joints:
-            _check_length(self, name, 'joints')
+        for key in ('joints', 'offset'):
+            if getattr(self, key):
+                _check_length(self, name, key)
         _check_range(self, name)
         for i, (low, safe, high) in enumerate(zip(self.lower, self.safe, self.upper)):
             if safe is not None and not low <= safe <= high:
@@ -154,6 +158,12 @@ class PolicySpec:
         return tuple(scale for term in self.action for scale in term.scale)
 
     @property
+    def action_offset(self) -> tuple[float, ...]:
+        """Return the physical command of each normalised action of zero."""
+        return tuple(offset for term in self.action
+                     for offset in term.offset or (0.0,) * term.size)
+
+    @property
     def control_dt(self) -> float:
         """Return the control period [s]."""
         return 1.0 / self.control_rate_hz
@@ -202,6 +212,10 @@ class PolicySpec:
         except json.JSONDecodeError as error:
             raise SpecError(f'the policy spec must be JSON: {error}') from error
         return load(cls, data)
+
+    def normalised(self, command: np.ndarray) -> np.ndarray:
+        """Return the normalised actions of physical commands, shape (..., action_dim)."""
+        return (command - np.array(self.action_offset)) / np.array(self.action_scale)
 
     def with_training(self, record: TrainingRecord) -> PolicySpec:
         """Return a copy that carries this training record."""

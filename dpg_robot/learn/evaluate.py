@@ -27,15 +27,16 @@ import numpy as np
 class Evaluation:
     """Results over episodes.
 
-    :param success: fraction of episodes that ended in success.
-    :param success_low: lower end of its 95 % Wilson interval; likewise ``success_high``.
+    :param success: fraction of episodes that ended in success; None if the task knows none.
+    :param success_low: lower end of its 95 % Wilson interval, or None; likewise
+        ``success_high``.
     :param return_mean: mean undiscounted return; ``return_std`` its standard deviation.
     """
 
     episodes: int
-    success: float
-    success_low: float
-    success_high: float
+    success: float | None
+    success_low: float | None
+    success_high: float | None
     return_mean: float
     return_std: float
     seed: int
@@ -74,9 +75,13 @@ def evaluate(act: Callable[[np.ndarray], np.ndarray], envs, episodes: int,
         for i in np.flatnonzero(terminated | truncated):
             if done[i] < quota[i]:
                 returns.append(totals[i])
-                successes.append(bool(info['final_info']['is_success'][i]))
+                if 'is_success' in info['final_info']:
+                    successes.append(bool(info['final_info']['is_success'][i]))
             done[i] += 1
             totals[i] = 0.0
-    low, high = wilson_interval(sum(successes), len(successes))
-    return Evaluation(len(returns), sum(successes) / len(successes), low, high,
+    success, low, high = None, None, None
+    if successes:
+        success = sum(successes) / len(successes)
+        low, high = wilson_interval(sum(successes), len(successes))
+    return Evaluation(len(returns), success, low, high,
                       float(np.mean(returns)), float(np.std(returns)), seed)

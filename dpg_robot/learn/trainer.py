@@ -77,7 +77,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training reports while it runs; NaN where nothing is known yet.
+    """What a training reports while it runs; NaN where nothing is known, or there is none.
 
     :param episode_return: mean over the newest training episodes, noise and exploration included;
         likewise ``success``.
@@ -212,8 +212,9 @@ class Trainer:
         next_obs = obs.copy()
         for i in np.flatnonzero(terminated | truncated):
             next_obs[i] = info['final_obs'][i]
-            success = info['final_info']['is_success'][i]
-            self.recent.append((float(self.running_return[i]), float(success)))
+            final = info['final_info']  # some tasks know no success
+            success = float(final['is_success'][i]) if 'is_success' in final else np.nan
+            self.recent.append((float(self.running_return[i]), success))
             self.running_return[i] = 0.0
         batch = Batch(*(torch.as_tensor(x, dtype=torch.float32)
                         for x in (self.obs, action, reward, next_obs, terminated)))
@@ -261,11 +262,12 @@ class Trainer:
         speed = (self.env_steps - steps) / max(now - then, 1e-9)
         self._speed = (now, self.env_steps)
         returns, successes = zip(*self.recent) if self.recent else ((np.nan,), (np.nan,))
-        last = self.last_eval or {'return_mean': np.nan, 'success': np.nan}
+        last = self.last_eval or {'return_mean': np.nan, 'success': None}
+        eval_success = np.nan if last['success'] is None else last['success']
         left = self.config.env_steps - self.env_steps
         return Progress(
             self.env_steps, self.config.env_steps, self.updates, float(np.mean(returns)),
-            float(np.mean(successes)), last['return_mean'], last['success'], speed,
+            float(np.mean(successes)), last['return_mean'], eval_success, speed,
             max(left, 0) / max(speed, 1e-9))
 
     def _trim_metrics(self):

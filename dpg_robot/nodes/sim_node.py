@@ -169,12 +169,12 @@ class SimNode(Node):
             self._state_publishers[topic].publish(message)
 
     def _publish_result(self, result):
-        values = flatten({
-            'episode': result.episode, 'success': int(result.success),
-            'return': result.episode_return, 'length': result.length})
+        success = {} if result.success is None else {'success': int(result.success)}
+        values = flatten({'episode': result.episode, **success,
+                          'return': result.episode_return, 'length': result.length})
         self._episodes.publish(DiagnosticStatus(
             name=f'{self.get_fully_qualified_name().lstrip("/")}: episode',
-            message='success' if result.success else 'failure',
+            message={None: 'ended', True: 'success', False: 'failure'}[result.success],
             hardware_id=self.robot.spec.robot,
             values=[KeyValue(key=k, value=v) for k, v in values.items()]))
 

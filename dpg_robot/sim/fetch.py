@@ -16,21 +16,11 @@
 
 from __future__ import annotations
 
-from farama_notifications import notifications
-import gymnasium
-import mujoco
 import numpy as np
 
-# It prints a notice about other environments at each import, in every process.
-notifications.pop('gymnasium_robotics', None)
-from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv  # noqa: E402
-
-from dpg_robot.contract.spec import (  # noqa: E402
-    ActionTerm,
-    ObservationTerm,
-    PolicySpec,
-    SPEC_VERSION,
-)
+from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec, SPEC_VERSION
+from dpg_robot.sim.robotics import MujocoFetchReachEnv
+from dpg_robot.sim.task import control_rate, IMAGE_SIZE, Task
 
 # gymnasium-robotics moves its mocap body by at most this much per control period [m]. The gripper
 # is welded to it softly and follows a constant command at this part of it (measured).
@@ -41,7 +31,6 @@ EPISODE_STEPS = 50
 # Near enough for the goal, a ball of 2 cm, to be seen.
 CAMERA = {'distance': 1.5, 'azimuth': 150.0, 'elevation': -20.0,
           'lookat': np.array([1.25, 0.75, 0.6])}
-IMAGE_SIZE = 320
 
 
 def fetch_reach_spec(control_rate_hz: float) -> PolicySpec:
@@ -70,7 +59,7 @@ def fetch_reach_spec(control_rate_hz: float) -> PolicySpec:
                        safe=(0.0,) * 3, rate_limit=(None,) * 3, frame_id='world'),))
 
 
-class FetchReach(gymnasium.Env):
+class FetchReach(Task):
     """Bring the gripper to a goal point and keep it there, for 50 periods of 40 ms.
 
     The observation is, in physical units and in the order of ``policy_spec.observation``,
@@ -80,71 +69,20 @@ class FetchReach(gymnasium.Env):
     of the goal when it ends.
     """
 
-    metadata = {'render_modes': ['rgb_array']}
-
     def __init__(self, reward: str = 'dense', render_mode: str | None = None):
         """Build the simulation.
 
         :param reward: 'dense' (minus the distance [m]) or 'sparse' (0 at the goal, else -1).
         """
-        self.render_mode = render_mode
-        self.fetch = MujocoFetchReachEnv(
+        sim = MujocoFetchReachEnv(
             reward_type=reward, render_mode=render_mode, default_camera_config=CAMERA,
             width=IMAGE_SIZE, height=IMAGE_SIZE)
-        self.policy_spec = fetch_reach_spec(round(1.0 / self.fetch.dt, 9))
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (9,), np.float64)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
-        self.steps = 0
+        super().__init__(sim, fetch_reach_spec(control_rate(sim)), EPISODE_STEPS)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        """Start an episode with a new goal."""
-        super().reset(seed=seed)
-        self.steps = 0
-        obs, info = self.fetch.reset(seed=seed)
-        return self._observe(obs), info
-
-    def step(self, action: np.ndarray):
-        """Advance 40 ms under a normalised velocity command, shape (3,)."""
-        self.steps += 1
-        obs, reward, terminated, _, info = self.fetch.step(np.append(action, 0.0))
-        info['is_success'] = bool(info['is_success'])
-        truncated = self.steps >= EPISODE_STEPS
-        return self._observe(obs), float(reward), terminated, truncated, info
+    def _command(self, action):
+        return np.append(action, 0.0)
 
     def _observe(self, obs):
         # gymnasium-robotics gives velocities per control period.
-        velocity = obs['observation'][5:8] / self.fetch.dt
+        velocity = obs['observation'][5:8] / self.sim.dt
         return np.concatenate([obs['achieved_goal'], velocity, obs['desired_goal']])
-
-    def render(self) -> np.ndarray:
-        """Return an image, shape (height, width, 3)."""
-        return self.fetch.render()
-
-    def close(self) -> None:
-        """Release the renderer."""
-        self.fetch.close()
-
-    @property
-    def state(self) -> dict:
-        """Return everything that decides the task's future."""
-        return {'physics': _get_physics(self.fetch), 'goal': self.fetch.goal.copy(),
-                'steps': self.steps, 'rng': self.fetch.np_random.bit_generator.state}
-
-    @state.setter
-    def state(self, value: dict) -> None:
-        _set_physics(self.fetch, value['physics'])
-        self.fetch.goal = value['goal'].copy()
-        self.fetch.np_random.bit_generator.state = value['rng']
-        self.steps = value['steps']
-
-
-def _get_physics(env):
-    state = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-    mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    return state
-
-
-def _set_physics(env, state):
-    mujoco.mj_setState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-    # The task ends each step with mj_forward, so derived quantities belong to this state.
-    mujoco.mj_forward(env.model, env.data)

@@ -35,10 +35,10 @@ from dpg_robot.contract.spec import PolicySpec
 
 
 class EpisodeResult(NamedTuple):
-    """How an episode went; ``episode`` counts from 1."""
+    """How an episode went; ``episode`` counts from 1, ``success`` is None where there is none."""
 
     episode: int
-    success: bool
+    success: bool | None
     episode_return: float
     length: int
 
@@ -65,9 +65,10 @@ class SimulatedRobot:
         self.spec: PolicySpec = world.policy_spec
         self._world, self._episodes = world, episodes
         self._auto_reset, self._wait_for_command = auto_reset, wait_for_command
-        self._scale = np.array(self.spec.action_scale)
-        # There is nothing to hold before the first command: an element that would is at rest.
-        self._safe = np.nan_to_num(CommandLimiter(self.spec).safe())
+        # There is nothing to hold before the first command: an element that would is in the
+        # middle of its range, where the normalised action is zero.
+        safe = CommandLimiter(self.spec).safe()
+        self._safe = np.where(np.isnan(safe), self.spec.action_offset, safe)
         self._command = self._safe.copy()
         self._groups = group_by_topic(self.spec.action)
         self._hold_ticks = math.ceil(hold_s * self.spec.control_rate_hz - 1e-9)
@@ -125,10 +126,10 @@ class SimulatedRobot:
         self.num_steps += 1
         self.num_safe_steps += state != 'driven'
         self.observation, reward, terminated, truncated, info = self._world.step(
-            np.clip(command / self._scale, -1.0, 1.0))
+            np.clip(self.spec.normalised(command), -1.0, 1.0))
         self._return += float(reward)
         self._length += 1
-        return self._end_episode(bool(info['is_success'])) if terminated or truncated else None
+        return self._end_episode(info.get('is_success')) if terminated or truncated else None
 
     def _newest_command(self):
         with self._lock:
@@ -147,7 +148,7 @@ class SimulatedRobot:
 
     def _end_episode(self, success):
         self.num_episodes += 1
-        self.num_successes += success
+        self.num_successes += bool(success)
         result = EpisodeResult(self.num_episodes, success, self._return, self._length)
         if self._auto_reset and self.num_episodes != self._episodes:
             self._is_over = True

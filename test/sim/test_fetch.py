@@ -30,8 +30,8 @@ def world():
 
 
 def grip_position(world):
-    site = mujoco.mj_name2id(world.fetch.model, mujoco.mjtObj.mjOBJ_SITE, 'robot0:grip')
-    return world.fetch.data.site_xpos[site].copy()
+    site = mujoco.mj_name2id(world.sim.model, mujoco.mjtObj.mjOBJ_SITE, 'robot0:grip')
+    return world.sim.data.site_xpos[site].copy()
 
 
 def test_observation_is_position_velocity_goal_in_the_order_of_the_spec(world):
@@ -40,7 +40,7 @@ def test_observation_is_position_velocity_goal_in_the_order_of_the_spec(world):
         obs, *_ = world.step(np.array([0.5, -0.3, 0.2]))
     assert obs.shape == world.observation_space.shape == (9,)
     np.testing.assert_array_equal(obs[POSITION], grip_position(world))
-    np.testing.assert_array_equal(obs[GOAL], world.fetch.goal)
+    np.testing.assert_array_equal(obs[GOAL], world.sim.goal)
     spec = world.policy_spec
     assert [(term.name, term.size, term.unit) for term in spec.observation] == [
         ('end_effector_position', 3, 'm'), ('end_effector_velocity', 3, 'm/s'),
@@ -54,9 +54,9 @@ def test_velocity_is_the_rate_of_change_of_the_position(world):
         obs, *_ = world.step(np.array([0.5, -0.3, 0.2]))
     # One 2 ms step of the simulator further; within it the gripper slows down by a few percent.
     before = grip_position(world)
-    mujoco.mj_step(world.fetch.model, world.fetch.data)
-    mujoco.mj_forward(world.fetch.model, world.fetch.data)
-    rate = (grip_position(world) - before) / world.fetch.model.opt.timestep
+    mujoco.mj_step(world.sim.model, world.sim.data)
+    mujoco.mj_forward(world.sim.model, world.sim.data)
+    rate = (grip_position(world) - before) / world.sim.model.opt.timestep
     assert np.abs(obs[VELOCITY]).min() > 0.1
     np.testing.assert_allclose(obs[VELOCITY], rate, rtol=0.08)
 

@@ -145,7 +145,8 @@ def test_reward_and_success_come_from_the_true_position():
 
 
 @pytest.mark.parametrize('data, message', [
-    ({'task': 'fetch_push'}, 'world.task must be one of fetch_reach; got fetch_push'),
+    ({'task': 'fetch_push'},
+     'world.task must be one of fetch_reach, hand_reach, .*; got fetch_push'),
     ({'task': 'fetch_reach', 'reward': 'shaped'},
      'world.reward must be one of dense, sparse; got shaped'),
     ({'task': 'fetch_reach', 'noise': {'actuator': -0.1}},

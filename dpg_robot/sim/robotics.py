@@ -1,0 +1,26 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The goal environments of gymnasium-robotics, without the notice that it prints when imported."""
+
+from __future__ import annotations
+
+from farama_notifications import notifications
+
+# It tells about other environments at each import, in every process.
+notifications.pop('gymnasium_robotics', None)
+from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv  # noqa: E402
+from gymnasium_robotics.envs.shadow_dexterous_hand.reach import MujocoHandReachEnv  # noqa: E402
+
+__all__ = ['MujocoFetchReachEnv', 'MujocoHandReachEnv']
