@@ -29,6 +29,7 @@ import argparse
 from dataclasses import asdict
 from importlib.util import find_spec
 import json
+import math
 import os
 from pathlib import Path
 import platform
@@ -57,7 +58,8 @@ def run_ours(task, estimator, seed, steps, episodes):
     def note(progress):
         if not curve or curve[-1][0] != progress.env_steps:
             if progress.env_steps % config.trainer.eval_every_steps == 0:
-                curve.append((progress.env_steps, progress.eval_success, progress.eval_return))
+                success = None if math.isnan(progress.eval_success) else progress.eval_success
+                curve.append((progress.env_steps, success, progress.eval_return))
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = open_trainer(config, Path(folder) / 'run', resume=False)
@@ -128,32 +130,40 @@ def summarise(runs):
     """Return means over seeds with 95 % intervals (bootstrap over seeds; pooled Wilson)."""
     returns = np.array([run['final']['return_mean'] for run in runs])
     drawn = np.random.default_rng(0).choice(returns, (10_000, len(returns))).mean(1)
-    episodes = sum(run['final']['episodes'] for run in runs)
-    successes = round(sum(run['final']['success'] * run['final']['episodes'] for run in runs))
     speeds = [run['seconds_per_env_step'] for run in runs]
     return {
-        'success': {'mean': successes / episodes, 'min': min(r['final']['success'] for r in runs),
-                    'interval': wilson_interval(successes, episodes), 'episodes': episodes},
+        'success': _summarise_success([run['final'] for run in runs]),
         'return': {'mean': float(returns.mean()),
                    'interval': np.percentile(drawn, (2.5, 97.5)).tolist()},
         'seconds_per_env_step': {'median': float(np.median(speeds)), 'all': speeds},
         'runs': runs}
 
 
+def _summarise_success(finals):
+    if finals[0]['success'] is None:  # the task knows none
+        return None
+    episodes = sum(final['episodes'] for final in finals)
+    successes = round(sum(final['success'] * final['episodes'] for final in finals))
+    return {'mean': successes / episodes, 'min': min(final['success'] for final in finals),
+            'interval': wilson_interval(successes, episodes), 'episodes': episodes}
+
+
 def plot(result, path):
-    """Draw success against environment steps."""
+    """Draw success, or the return where there is none, against environment steps."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     figure, axes = plt.subplots(figsize=(8, 3.2), layout='constrained')
+    has_success = all(entry['success'] for entry in result['estimators'].values())
     for name, entry in result['estimators'].items():
-        curves = np.array([run['curve'] for run in entry['runs']])
-        steps, success = curves[0, :, 0], curves[:, :, 1]
-        line, = axes.plot(steps, success.mean(0), label=name,
+        curves = np.array([run['curve'] for run in entry['runs']], float)
+        steps, height = curves[0, :, 0], curves[:, :, 1 if has_success else 2]
+        line, = axes.plot(steps, height.mean(0), label=name,
                           linestyle='--' if name.startswith('sb3') else '-')
-        axes.fill_between(steps, success.min(0), success.max(0), alpha=0.15,
+        axes.fill_between(steps, height.min(0), height.max(0), alpha=0.15,
                           color=line.get_color())
-    axes.set(xlabel='environment steps', ylabel='success', ylim=(-0.03, 1.03),
+    axes.set(xlabel='environment steps', ylabel='success' if has_success else 'return',
+             ylim=(-0.03, 1.03) if has_success else None,
              title=f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
                    f'{result["seeds"]} seeds (mean, range)')
     figure.legend(loc='outside right upper')
@@ -185,8 +195,10 @@ def main():
             else:
                 run = run_ours(options.task, name, seed, options.steps, options.episodes)
             runs[name].append(run)
-            print(f'{name:16} seed {seed}: success {run["final"]["success"]:.2f}, '
-                  f'return {run["final"]["return_mean"]:.2f}, '
+            success = run['final']['success']
+            print(f'{name:16} seed {seed}: '
+                  + ('' if success is None else f'success {success:.2f}, ')
+                  + f'return {run["final"]["return_mean"]:.2f}, '
                   f'{1e3 * run["seconds_per_env_step"]:.2f} ms per step', flush=True)
     result = {
         'task': options.task, 'noise': asdict(load_config(options.task).world.noise),

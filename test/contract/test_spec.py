@@ -18,6 +18,7 @@ import dataclasses
 import json
 
 from hypothesis import given, strategies
+import numpy as np
 from policy_files import joint_spec, pose_spec
 import pytest
 
@@ -40,6 +41,22 @@ def test_sizes():
     spec = joint_spec()
     assert (spec.obs_dim, spec.action_dim, spec.eps_dim) == (4, 2, 2)
     assert spec.control_dt == 0.02
+
+
+def test_normalised_actions_have_a_scale_and_an_offset():
+    term, = joint_spec().action
+    shifted = dataclasses.replace(term, name='shifted', topic='b', offset=(0.5, -1.0))
+    spec = joint_spec(action=(term, shifted))
+    assert spec.action_scale == (2.0, 2.0, 2.0, 2.0)
+    assert spec.action_offset == (0.0, 0.0, 0.5, -1.0)
+    commands = np.array([[1.0, 0.0, 1.5, -1.0], [0.0, -2.0, 0.5, -3.0]])
+    assert spec.normalised(commands).tolist() == [[0.5, 0.0, 0.5, 0.0], [0.0, -1.0, 0.0, -1.0]]
+
+
+def test_a_document_from_before_offsets_still_loads():
+    data = json.loads(pose_spec().to_json())
+    del data['action'][0]['offset']
+    assert PolicySpec.from_json(json.dumps(data)) == pose_spec()
 
 
 @pytest.mark.parametrize('spec', [pose_spec(), joint_spec()])
@@ -77,6 +94,7 @@ def test_the_training_record_travels_with_the_spec():
     ('action.0.safe.0', 0.6, r'action\[0\].safe\[0\] must lie within lower and upper'),
     ('action.0.rate_limit.0', 0.0, r'action\[0\].rate_limit\[0\] must be greater than 0'),
     ('action.0.joints', ['a'], r'action\[0\].joints must have one value for each'),
+    ('action.0.offset', [0.1], r'action\[0\].offset must have one value for each field \(3\)'),
     ('action.0.safe.0', None, None)])
 def test_rules(path, value, message):
     text = changed(path, value)

@@ -98,6 +98,17 @@ def test_as_many_episodes_as_asked_for(episodes, successes):
     assert result.success == pytest.approx(successes / episodes)
 
 
+def test_a_task_may_know_no_success():
+    class Silent(Scripted):
+        def step(self, action):
+            return (*super().step(action)[:4], {})
+
+    envs = SyncVectorEnv([lambda: Silent(2, True)], autoreset_mode=AutoresetMode.SAME_STEP)
+    result = evaluate(short_ones_succeed, envs, 3, seed=0)
+    assert (result.success, result.success_low, result.success_high) == (None, None, None)
+    assert (result.episodes, result.return_mean) == (3, 2.0)
+
+
 def test_each_world_has_its_own_seed():
     envs = worlds(2, 2, 3)
     evaluate(short_ones_succeed, envs, 6, seed=40)

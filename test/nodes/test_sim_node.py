@@ -229,3 +229,15 @@ def test_a_startup_error_is_one_line(ros, parameters, words):
     assert len(lines) == 1
     assert words in lines[0]
     assert 'Traceback' not in process.log.read_text()
+
+
+def test_a_task_without_success_reports_none(ros, tmp_path):
+    task = tmp_path / 'hopper.yaml'
+    task.write_text('world: {task: hopper, noise: {actuator: 0.2}}')
+    results = ros.episodes('/hop/sim_node/episode')
+    robot = ros.start('sim_node', ['-r', '__ns:=/hop'], config=task, wait_for_command=False,
+                      episodes=1, diagnostics_period_s=0.2)
+    _, message = ros.wait(lambda: results, what='a fall', timeout=20.0)[0]
+    assert message.message == 'ended'
+    assert values(message).keys() == {'episode', 'return', 'length'}
+    assert ros.stop(robot) == 0

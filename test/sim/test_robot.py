@@ -159,3 +159,25 @@ def test_every_action_topic_must_speak():
         command(robot, 0.1, 0.1, 0.1)
         robot.tick()
     assert robot.state == 'safe'
+
+
+def test_an_offset_is_taken_off_and_is_where_nothing_was_commanded():
+    term, = joint_spec().action
+    term = dataclasses.replace(term, offset=(1.0, 0.5), safe=(None, None), lower=(-1.0, -1.5),
+                               upper=(3.0, 2.5))
+    robot, world = robot_and_world(joint_spec(action=(term,)), wait_for_command=False)
+    robot.tick()
+    robot.give_command('effort/commands', np.array([2.0, -1.5]))
+    robot.tick()
+    assert world.actions == [[0.0, 0.0], [0.5, -1.0]]
+
+
+def test_a_task_may_know_no_success():
+    robot, world = robot_and_world()
+    step = world.step
+    world.step = lambda action: (*step(action)[:4], {})
+    for _ in range(5):
+        command(robot, 0.1, 0.1, 0.1)
+        result = robot.tick()
+    assert result == (1, None, -5.0, 5)
+    assert robot.num_successes == 0

@@ -1,0 +1,356 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""gymnasium's robots behind our interface: the same physics, and a contract that is true."""
+
+import json
+
+from builtin_interfaces.msg import Time
+import gymnasium
+import numpy as np
+import pytest
+from small_training import TINY, train
+import torch
+
+from dpg_robot.contract.command import CommandLimiter
+from dpg_robot.contract.messages import message_class, MessageWriter
+from dpg_robot.contract.observation import ObservationAssembler
+from dpg_robot.contract.spec import PolicySpec
+from dpg_robot.contract.strict import load, SpecError
+from dpg_robot.experiment import evaluate_model, export_trainer, load_config
+from dpg_robot.report import draw_learning_curve
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.robotics import MujocoHandReachEnv
+from dpg_robot.sim.world import make_vector, make_world, WorldConfig
+
+IDS = {'reacher': 'Reacher-v5', 'half_cheetah': 'HalfCheetah-v5', 'hopper': 'Hopper-v5',
+       'walker2d': 'Walker2d-v5', 'hand_reach': 'HandReachDense-v3'}
+RUNNERS = ('half_cheetah', 'hopper', 'walker2d')
+EVERY = pytest.mark.parametrize('name', IDS)
+
+
+def make_task(name, **options):
+    """Return a task without the noise around it."""
+    return make_world(WorldConfig(name, **options)).env
+
+
+def draw_actions(task, num, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (num, *task.action_space.shape))
+
+
+def same_observation(name, ours, theirs):
+    """Compare our observation with gymnasium's own."""
+    if name == 'hand_reach':
+        theirs = np.concatenate([theirs['observation'], theirs['desired_goal']])
+    if name != 'reacher':
+        return np.array_equal(ours, theirs)
+    angle, velocity, target, tip = ours.reshape(4, 2)
+    return np.allclose(theirs, np.concatenate([
+        np.cos(angle), np.sin(angle), target, velocity, tip - target]), rtol=0, atol=1e-12)
+
+
+@EVERY
+def test_observations_rewards_and_ends_are_those_of_gymnasium(name):
+    task, peer = make_task(name), gymnasium.make(IDS[name]).unwrapped
+    assert same_observation(name, task.reset(seed=4)[0], peer.reset(seed=4)[0])
+    rewards, falls = set(), 0
+    for action in draw_actions(task, 120):
+        obs, reward, terminated, _, info = task.step(action)
+        peer_obs, peer_reward, peer_terminated, _, peer_info = peer.step(action)
+        assert same_observation(name, obs, peer_obs)
+        assert (reward, terminated) == (peer_reward, peer_terminated)
+        assert ('is_success' in info) == ('is_success' in peer_info)
+        rewards.add(reward)
+        if terminated:
+            falls += 1
+            assert same_observation(name, task.reset()[0], peer.reset()[0])
+    assert len(rewards) == 120
+    assert (falls > 0) == (name in ('hopper', 'walker2d'))
+
+
+@EVERY
+def test_an_episode_is_truncated_where_gymnasium_does(name):
+    task, limit = make_task(name), gymnasium.spec(IDS[name]).max_episode_steps
+    task.reset(seed=0)
+    assert limit == (1000 if name in RUNNERS else 50)
+    task.state = {**task.state, 'steps': limit - 2}
+    still = np.zeros(task.action_space.shape)
+    assert [task.step(still)[3] for _ in range(2)] == [False, True]
+    task.reset()
+    assert not task.step(still)[3]
+
+
+def test_an_episode_counts_its_own_steps():
+    task = make_task('half_cheetah')
+    task.reset(seed=0)
+    assert [task.step(np.zeros(6))[3] for _ in range(1000)] == [False] * 999 + [True]
+
+
+@EVERY
+def test_the_spec_fits_the_spaces_and_survives_its_file(name):
+    task = make_task(name)
+    spec = task.policy_spec
+    assert task.observation_space.shape == (spec.obs_dim,) == task.reset(seed=0)[0].shape
+    assert task.action_space.shape == (spec.action_dim,) == (spec.eps_dim,)
+    assert (spec.task, spec.control_rate_hz) == (name, pytest.approx(1 / task.sim.dt))
+    assert PolicySpec.from_json(spec.to_json()) == spec
+
+
+@EVERY
+def test_every_joint_in_the_observation_is_the_one_it_is_called(name):
+    task, found = make_task(name), 0
+    largest = 10.0 if name in ('hopper', 'walker2d') else np.inf  # as gymnasium shows it
+    task.reset(seed=0)
+    for action in draw_actions(task, 5):
+        obs, *_ = task.step(action)
+    fields = [field for term in task.policy_spec.observation for field in term.fields]
+    for value, field in zip(obs, fields, strict=True):
+        kind, _, joint = field.rstrip(']').partition('[')
+        if kind in ('position', 'velocity'):
+            data = task.sim.data.joint(joint)
+            true, = data.qpos if kind == 'position' else np.clip(data.qvel, -largest, largest)
+            assert value == pytest.approx(true, abs=1e-12), field
+            found += 1
+    # Of the runners' joints only the position of rootx is left out; a target is no joint here.
+    assert found == {'reacher': 4, 'hand_reach': 48}.get(name, 2 * task.sim.model.njnt - 1)
+
+
+@EVERY
+def test_observations_and_commands_travel_in_messages(name):
+    """Written as sim_node does and read as policy_node does, and back."""
+    task = make_world(WorldConfig(name, dead_actuators=2))
+    spec, (obs, _) = task.policy_spec, task.reset(seed=0)
+    writer = MessageWriter(spec.observation, lambda kind: message_class(kind)(), 'world')
+    assembler = ObservationAssembler(spec)
+    for topic, message in writer.write(obs, Time(sec=1)):
+        assembler.update(topic, message, received_s=0.0)
+    read, faults = assembler.assemble(now_s=0.0)
+    assert not faults
+    np.testing.assert_array_equal(read, obs.astype(np.float32))
+
+    drawn = np.random.default_rng(0).uniform(-1, 1, spec.action_dim)
+    command = CommandLimiter(spec).limit(drawn * spec.action_scale + spec.action_offset)
+    writer = MessageWriter(spec.action, lambda kind: message_class(kind)())
+    values = np.concatenate([message.data for _, message in writer.write(command, Time())])
+    np.testing.assert_allclose(spec.normalised(values), drawn, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['reacher', *RUNNERS])
+def test_a_normalised_action_is_so_much_torque_on_the_joint_it_names(name):
+    task = make_task(name)
+    task.reset(seed=0)
+    action, = draw_actions(task, 1)
+    task.step(action)
+    term, = task.policy_spec.action
+    assert term.unit == 'N m'
+    for joint, torque in zip(term.joints, action * term.scale, strict=True):
+        assert task.sim.data.joint(joint).qfrc_actuator[0] == pytest.approx(torque)
+
+
+def test_a_normalised_action_is_an_angle_within_the_range_of_its_servo():
+    task = make_task('hand_reach')
+    task.reset(seed=0)
+    term, = task.policy_spec.action
+    lower, upper = task.sim.model.actuator_ctrlrange.T
+    np.testing.assert_allclose((term.lower, term.upper), (lower, upper))
+    for action, angles in ((-np.ones(20), lower), (np.ones(20), upper),
+                           (np.zeros(20), (lower + upper) / 2)):
+        task.step(action)
+        np.testing.assert_allclose(task.sim.data.ctrl, angles, atol=1e-12)
+        np.testing.assert_allclose(
+            action * np.array(term.scale) + term.offset, angles, atol=1e-9)
+
+
+@pytest.mark.parametrize('joint', ['robot0:FFJ2', 'robot0:THJ4', 'robot0:WRJ0'])
+def test_a_servo_moves_the_joint_that_it_is_called_after(joint):
+    task = make_task('hand_reach')
+    term, = task.policy_spec.action
+    angles = {}
+    for command in (-0.5, 0.5):
+        task.reset(seed=0)
+        action = np.zeros(20)
+        action[term.joints.index(joint)] = command
+        for _ in range(25):
+            task.step(action)
+        angles[command] = task.sim.data.joint(joint).qpos[0]
+    span = term.scale[term.joints.index(joint)]
+    assert 0.5 * span < angles[0.5] - angles[-0.5] < 1.5 * span
+
+
+def test_the_angle_of_the_reacher_is_wrapped():
+    task = make_task('reacher')
+    task.reset(seed=0)
+    for angle, seen in ((3.5, 3.5 - 2 * np.pi), (-3.5, 2 * np.pi - 3.5), (np.pi, np.pi),
+                        (20.0, 20.0 - 6 * np.pi), (0.3, 0.3)):
+        task.sim.data.qpos[0] = angle
+        assert task._observe(None)[0] == pytest.approx(seen, abs=1e-12)
+
+
+@pytest.mark.parametrize('name', RUNNERS)
+def test_forward_is_forward(name):
+    task = make_task(name)
+    task.reset(seed=0)
+    before = task.sim.data.qpos[0]
+    *_, info = task.step(np.zeros(task.action_space.shape))
+    speed = (task.sim.data.joint('rootx').qpos[0] - before) * task.policy_spec.control_rate_hz
+    assert info['x_velocity'] == pytest.approx(speed)
+
+
+@EVERY
+def test_seeds_repeat_and_differ(name):
+    task = make_task(name)
+    first, again, other = (task.reset(seed=seed)[0] for seed in (4, 4, 5))
+    assert (first == again).all() and (first != other).any()
+    assert any((task.reset()[0] != other).any() for _ in range(5))  # some goals of the hand repeat
+
+
+def rollout(task, num):
+    """Return everything seen over ``num`` steps, with a reset where an episode ends."""
+    rows = []
+    for i, action in enumerate(draw_actions(task, num, seed=7)):
+        obs, reward, terminated, truncated, _ = task.step(action)
+        rows.append([*obs, reward, terminated, truncated])
+        if terminated or truncated or i == num // 2:
+            rows.append([*task.reset()[0], 0.0, 0.0, 0.0])
+    return np.array(rows)
+
+
+@EVERY
+@pytest.mark.parametrize('warm_up', [0, 13])
+def test_state_restores_to_the_bit_in_a_fresh_world(name, warm_up):
+    task = make_task(name)
+    task.reset(seed=3)
+    for action in draw_actions(task, warm_up):
+        task.step(action)
+    state = task.state
+    warm_start = task.sim.data.qacc_warmstart.copy()
+    expected = rollout(task, 60)
+    fresh = make_task(name)
+    fresh.reset(seed=8)
+    rollout(fresh, 9)  # a world that was used has a past to forget
+    for world in (fresh, task):
+        world.state = state
+        assert world.steps == warm_up
+        np.testing.assert_array_equal(world.sim.data.qacc_warmstart, warm_start)
+        np.testing.assert_array_equal(rollout(world, 60), expected)
+
+
+def test_the_sparse_reward_of_the_hand_is_zero_at_the_goal_only():
+    task = make_task('hand_reach', reward='sparse')
+    assert isinstance(task.sim, MujocoHandReachEnv)
+    task.reset(seed=0)
+    obs, reward, _, _, info = task.step(np.zeros(20))
+    assert (reward, info['is_success']) == (-1.0, False)
+    # The fingertips shall be where they will be.
+    state = task.state
+    tips = task.step(np.zeros(20))[0][48:63]
+    task.state = {**state, 'goal': tips + 0.009 / 15 ** 0.5}
+    obs, reward, _, _, info = task.step(np.zeros(20))
+    assert (reward, info['is_success']) == (0.0, True)
+    task.state = {**state, 'goal': tips + 0.011 / 15 ** 0.5}
+    obs, reward, _, _, info = task.step(np.zeros(20))
+    assert (reward, info['is_success']) == (-1.0, False)
+
+
+@pytest.mark.parametrize('name', ['reacher', *RUNNERS])
+def test_a_task_without_a_goal_has_one_reward(name):
+    message = f'world.reward must be dense for {name}, got sparse'
+    with pytest.raises(SpecError, match=message):
+        load(WorldConfig, {'task': name, 'reward': 'sparse'}, 'world')
+    with pytest.raises(SpecError, match=message):
+        make_world(WorldConfig(name, reward='sparse'))
+
+
+@EVERY
+def test_dead_actuators_change_nothing(name):
+    alive, world = make_task(name), make_world(WorldConfig(name, dead_actuators=3))
+    spec, size = world.policy_spec, alive.policy_spec.action_dim
+    assert [term.name for term in spec.action][1:] == ['dead']
+    assert world.action_space.shape == (spec.action_dim,) == (spec.eps_dim,) == (size + 3,)
+    assert PolicySpec.from_json(spec.to_json()) == spec
+    alive.reset(seed=1)
+    world.reset(seed=1)
+    state, seen = world.state, []
+    for action in draw_actions(world, 6):
+        obs, reward, *_, info = world.step(action)
+        seen.append(obs)
+        alive_obs, alive_reward, *_ = alive.step(action[:size])
+        assert (obs == alive_obs).all() and reward == alive_reward
+        np.testing.assert_array_equal(info['executed_action'], action)
+    world.state = state
+    np.testing.assert_array_equal([world.step(a)[0] for a in draw_actions(world, 6)], seen)
+
+
+def test_the_noise_acts_on_dead_actuators_too():
+    world = make_world(WorldConfig('hopper', noise=NoiseConfig(actuator=0.2), dead_actuators=2))
+    world.reset(seed=0)
+    state = world.state
+    executed = world.step(np.zeros(5))[4]['executed_action']
+    assert executed.shape == (5,) and (executed != 0).all()
+    world.state = state
+    assert (world.step(np.zeros(5))[4]['executed_action'] == executed).all()
+
+
+@pytest.mark.parametrize('num', [-1, 65])
+def test_the_number_of_dead_actuators_is_bounded(num):
+    with pytest.raises(SpecError, match='world.dead_actuators must be at'):
+        load(WorldConfig, {'task': 'hopper', 'dead_actuators': num}, 'world')
+
+
+def test_a_world_of_a_vector_that_falls_is_reset_in_the_same_step():
+    config = WorldConfig('hopper', noise=NoiseConfig(actuator=0.2))
+    envs, single = make_vector(config, 2), make_world(config)
+    envs.reset(seed=0)
+    single.reset(seed=1)
+    for action in np.random.default_rng(0).uniform(-1, 1, (300, 2, 3)):
+        obs, _, terminated, truncated, info = envs.step(action)
+        last, *_ = single.step(action[1])
+        if terminated[1]:
+            break
+        np.testing.assert_array_equal(obs[1], last)
+    assert terminated[1] and not truncated.any()
+    np.testing.assert_array_equal(info['final_obs'][1], last)
+    np.testing.assert_array_equal(obs[1], single.reset()[0])
+    assert 'is_success' not in info['final_info']
+    envs.close()
+
+
+@pytest.mark.parametrize('name', ['hopper', 'hand_reach'])
+def test_it_is_trained_evaluated_and_exported(name, tmp_path):
+    config = load_config(name, [*TINY, 'trainer.env_steps=120', 'trainer.eval_every_steps=60',
+                                'trainer.eval_episodes=2', 'world.dead_actuators=1'])
+    trainer = train(config, tmp_path)
+    spec, parity = export_trainer(trainer, config, tmp_path / 'model.onnx', episodes=2)
+    assert parity <= 1e-5
+    evaluation, card = spec.training.evaluation, (tmp_path / 'model.md').read_text()
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    knows_success = name == 'hand_reach'
+    assert (evaluation['success'] is not None) == knows_success == ('| success ' in card)
+    assert (rows[-1]['eval_success'] is not None) == knows_success
+    assert 'over 2 episodes' in card
+    draw_learning_curve(rows, tmp_path / 'curve.png')
+
+    # The file gives physical commands: within the limits, and to be normalised again.
+    policy, obs = OnnxPolicy(tmp_path / 'model.onnx'), trainer.replay.data.next_obs[:50]
+    commands = np.array([policy(row) for row in obs.numpy()])
+    lower, upper = (np.concatenate([getattr(term, key) for term in spec.action])
+                    for key in ('lower', 'upper'))
+    assert ((lower <= commands) & (commands <= upper)).all()
+    with torch.no_grad():
+        actions = trainer.learner.policy(obs, torch.zeros(50, spec.eps_dim)).numpy()
+    np.testing.assert_allclose(spec.normalised(commands), actions, atol=1e-5)
+    if knows_success:  # and the hand forgives a last digit
+        again = evaluate_model(policy, config.world, 2, seed=1_000_000)
+        assert again.return_mean == pytest.approx(evaluation['return_mean'], rel=0.01)
