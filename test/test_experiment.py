@@ -100,7 +100,8 @@ def test_config_that_is_not_text(tmp_path):
 
 @pytest.mark.parametrize('name, message', [
     ('nowhere.yaml', '^config file nowhere.yaml cannot be read: No such file or directory$'),
-    ('fetch_fly', '^fetch_fly is not a task; tasks: fetch_reach, .*; or give the path of a .yaml')])
+    ('fetch_fly',
+     '^fetch_fly is not a task; tasks: fetch_reach, .*; or give the path of a .yaml')])
 def test_no_such_config(name, message):
     with pytest.raises(SpecError, match=message):
         load_config(name)

@@ -32,7 +32,6 @@ from dpg_robot.experiment import evaluate_model, export_trainer, load_config
 from dpg_robot.report import draw_learning_curve
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.noise import NoiseConfig
-from dpg_robot.sim.robotics import MujocoHandReachEnv
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
 IDS = {'reacher': 'Reacher-v5', 'half_cheetah': 'HalfCheetah-v5', 'hopper': 'Hopper-v5',
@@ -159,36 +158,6 @@ def test_a_normalised_action_is_so_much_torque_on_the_joint_it_names(name):
         assert task.sim.data.joint(joint).qfrc_actuator[0] == pytest.approx(torque)
 
 
-def test_a_normalised_action_is_an_angle_within_the_range_of_its_servo():
-    task = make_task('hand_reach')
-    task.reset(seed=0)
-    term, = task.policy_spec.action
-    lower, upper = task.sim.model.actuator_ctrlrange.T
-    np.testing.assert_allclose((term.lower, term.upper), (lower, upper))
-    for action, angles in ((-np.ones(20), lower), (np.ones(20), upper),
-                           (np.zeros(20), (lower + upper) / 2)):
-        task.step(action)
-        np.testing.assert_allclose(task.sim.data.ctrl, angles, atol=1e-12)
-        np.testing.assert_allclose(
-            action * np.array(term.scale) + term.offset, angles, atol=1e-9)
-
-
-@pytest.mark.parametrize('joint', ['robot0:FFJ2', 'robot0:THJ4', 'robot0:WRJ0'])
-def test_a_servo_moves_the_joint_that_it_is_called_after(joint):
-    task = make_task('hand_reach')
-    term, = task.policy_spec.action
-    angles = {}
-    for command in (-0.5, 0.5):
-        task.reset(seed=0)
-        action = np.zeros(20)
-        action[term.joints.index(joint)] = command
-        for _ in range(25):
-            task.step(action)
-        angles[command] = task.sim.data.joint(joint).qpos[0]
-    span = term.scale[term.joints.index(joint)]
-    assert 0.5 * span < angles[0.5] - angles[-0.5] < 1.5 * span
-
-
 def test_the_angle_of_the_reacher_is_wrapped():
     task = make_task('reacher')
     task.reset(seed=0)
@@ -247,23 +216,6 @@ def test_state_restores_to_the_bit_in_a_fresh_world(name, warm_up):
         np.testing.assert_array_equal(rollout(world, 60), expected)
 
 
-def test_the_sparse_reward_of_the_hand_is_zero_at_the_goal_only():
-    task = make_task('hand_reach', reward='sparse')
-    assert isinstance(task.sim, MujocoHandReachEnv)
-    task.reset(seed=0)
-    obs, reward, _, _, info = task.step(np.zeros(20))
-    assert (reward, info['is_success']) == (-1.0, False)
-    # The fingertips shall be where they will be.
-    state = task.state
-    tips = task.step(np.zeros(20))[0][48:63]
-    task.state = {**state, 'goal': tips + 0.009 / 15 ** 0.5}
-    obs, reward, _, _, info = task.step(np.zeros(20))
-    assert (reward, info['is_success']) == (0.0, True)
-    task.state = {**state, 'goal': tips + 0.011 / 15 ** 0.5}
-    obs, reward, _, _, info = task.step(np.zeros(20))
-    assert (reward, info['is_success']) == (-1.0, False)
-
-
 @pytest.mark.parametrize('name', ['reacher', *RUNNERS])
 def test_a_task_without_a_goal_has_one_reward(name):
     message = f'world.reward must be dense for {name}, got sparse'
@@ -271,42 +223,6 @@ def test_a_task_without_a_goal_has_one_reward(name):
         load(WorldConfig, {'task': name, 'reward': 'sparse'}, 'world')
     with pytest.raises(SpecError, match=message):
         make_world(WorldConfig(name, reward='sparse'))
-
-
-@EVERY
-def test_dead_actuators_change_nothing(name):
-    alive, world = make_task(name), make_world(WorldConfig(name, dead_actuators=3))
-    spec, size = world.policy_spec, alive.policy_spec.action_dim
-    assert [term.name for term in spec.action][1:] == ['dead']
-    assert world.action_space.shape == (spec.action_dim,) == (spec.eps_dim,) == (size + 3,)
-    assert PolicySpec.from_json(spec.to_json()) == spec
-    alive.reset(seed=1)
-    world.reset(seed=1)
-    state, seen = world.state, []
-    for action in draw_actions(world, 6):
-        obs, reward, *_, info = world.step(action)
-        seen.append(obs)
-        alive_obs, alive_reward, *_ = alive.step(action[:size])
-        assert (obs == alive_obs).all() and reward == alive_reward
-        np.testing.assert_array_equal(info['executed_action'], action)
-    world.state = state
-    np.testing.assert_array_equal([world.step(a)[0] for a in draw_actions(world, 6)], seen)
-
-
-def test_the_noise_acts_on_dead_actuators_too():
-    world = make_world(WorldConfig('hopper', noise=NoiseConfig(actuator=0.2), dead_actuators=2))
-    world.reset(seed=0)
-    state = world.state
-    executed = world.step(np.zeros(5))[4]['executed_action']
-    assert executed.shape == (5,) and (executed != 0).all()
-    world.state = state
-    assert (world.step(np.zeros(5))[4]['executed_action'] == executed).all()
-
-
-@pytest.mark.parametrize('num', [-1, 65])
-def test_the_number_of_dead_actuators_is_bounded(num):
-    with pytest.raises(SpecError, match='world.dead_actuators must be at'):
-        load(WorldConfig, {'task': 'hopper', 'dead_actuators': num}, 'world')
 
 
 def test_a_world_of_a_vector_that_falls_is_reset_in_the_same_step():
