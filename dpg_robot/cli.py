@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The command dpg-robot: train, evaluate, export, inspect, demo."""
+"""The command dpg-robot: train, evaluate, export, inspect, demo, bench."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import json
 import math
 import os
 from pathlib import Path
+import shlex
 import signal
 import sys
 
@@ -31,7 +32,9 @@ from dpg_robot.contract.strict import SpecError
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a user's mistake is one line on standard error and exit status 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(arguments)
+    options.command = shlex.join(['dpg-robot', *arguments])
     try:
         options.run(options)
     except (SpecError, OSError) as error:
@@ -87,7 +90,36 @@ def make_parser() -> argparse.ArgumentParser:
     _add_training_options(demo)
     _add_json(demo)
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser('bench', help='measure what the package claims')
+    _add_bench_gradient(bench.add_subparsers(required=True, metavar='WHAT'))
     return parser
+
+
+def _add_bench_gradient(benches):
+    gradient = benches.add_parser(
+        'gradient', help='estimators of the gradient against the true one')
+    gradient.add_argument('config', help='a task, such as reacher, or a YAML file')
+    gradient.add_argument('--estimators', nargs='+', metavar='NAME',
+                          default=['critic', 'denoising', 'doubly_robust', 'model'])
+    gradient.add_argument('--seeds', type=_positive, default=3)
+    gradient.add_argument('--transitions', type=_positive, default=20_000,
+                          help='to fit on, in each of two replicas (default: %(default)s)')
+    gradient.add_argument('--states', type=_positive, default=60,
+                          help='where the truth is measured (default: %(default)s)')
+    gradient.add_argument('--pairs', type=_positive, default=300,
+                          help='noise draws and their negatives per state (default: %(default)s)')
+    gradient.add_argument('--sweep', nargs='+', metavar=('KEY', 'VALUE'),
+                          help='noise 0.05 0.1 0.2 0.4, or dead_actuators 0 8 32')
+    gradient.add_argument('--jobs', type=_positive, default=1,
+                          help='processes, which share out the seeds')
+    gradient.add_argument('--run-dir', type=Path, default=Path('runs/bench'),
+                          help='what a stopped benchmark goes on from (default: %(default)s)')
+    gradient.add_argument('--output', type=Path, help='JSON file, its picture lies beside it '
+                          '(default: benchmarks/results/gradient_TASK[_KEY].json)')
+    gradient.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                          help='change any key of the YAML: learner.sigma=0.3')
+    gradient.set_defaults(run=_bench_gradient)
 
 
 def _add_training_options(parser):
@@ -219,6 +251,26 @@ def _demo(options):
     result = run_demo(load_config('fetch_reach', _overrides(options)), options.run_dir,
                       options.episodes)
     write_json(options.json, result)
+
+
+def _bench_gradient(options):
+    from dpg_robot.bench.gradient import bench_gradient, GradientBench, sweep_gradient
+    from dpg_robot.bench.report import draw, table
+    from dpg_robot.experiment import load_config
+    from dpg_robot.learn.fit import fit_gradient
+    bench = GradientBench(tuple(options.estimators), options.transitions, options.seeds,
+                          options.states, options.pairs, options.jobs, options.run_dir)
+    if options.sweep:
+        key, *values = options.sweep
+        result = sweep_gradient(options.config, options.set, key, values, bench, fit_gradient)
+    else:
+        result = bench_gradient(load_config(options.config, options.set), bench, fit_gradient)
+    result = {'command': options.command, **result}
+    name = '_'.join(['gradient', result['task'], *(options.sweep or [])[:1]])
+    path = options.output or Path('benchmarks/results') / f'{name}.json'
+    write_json(path, result)
+    draw(result, path.with_suffix('.png'))
+    print(f'{table(result)}\nwrote {path} and its picture')
 
 
 if __name__ == '__main__':

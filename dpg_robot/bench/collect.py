@@ -1,0 +1,191 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What a gradient benchmark is measured on: transitions, simulator states, a fixed target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+import tempfile
+from typing import Any, NamedTuple
+
+from gymnasium.vector import VectorWrapper
+import numpy as np
+import torch
+from torch import nn
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.experiment import ExperimentConfig
+from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
+from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.replay import Batch
+from dpg_robot.learn.trainer import Trainer
+from dpg_robot.sim.world import make_vector
+
+# The learner's settings that matter to the critic that collects; the others keep their defaults,
+# so that what is collected serves whatever the estimators are set to.
+CRITIC_FIELDS = ('gamma', 'batch_size', 'hidden', 'min_std', 'reward_scale', 'temperature',
+                 'target_entropy', 'policy_rate', 'critic_rate', 'target_rate')
+NUM_STATES_KEPT = 2_000
+NUM_REPLICAS = 2
+
+
+class Collection(NamedTuple):
+    """The transitions of one training, in the order of time, world by world within a round.
+
+    :param data: all transitions, N of them.
+    :param executed: what the actuators carried out, shape (N, action_dim).
+    :param target: ``y = reward_scale r + gamma (1 - terminated) V(s')``, shape (N,), V as it was
+        when the training ended.
+    :param states: some states of the task, each the one before a transition.
+    :param rows: which transition that is, shape (len(states),).
+    :param policy: parameters and normaliser of the final policy; ``value`` those of V.
+    """
+
+    data: Batch
+    executed: torch.Tensor
+    target: torch.Tensor
+    states: list[Any]
+    rows: torch.Tensor
+    policy: dict[str, torch.Tensor]
+    value: dict[str, torch.Tensor]
+
+    def replica(self, which: int, count: int) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+        """Return the newest transitions of the worlds with even (0) or odd (1) number.
+
+        :return: transitions, targets (count,) and executed actions (count, action_dim).
+        """
+        # The number of worlds is even, so rows of a world are all even or all odd.
+        def part(x):
+            return x[which::NUM_REPLICAS][-count:]
+        return Batch(*map(part, self.data)), part(self.target), part(self.executed)
+
+    def networks(self, config: ExperimentConfig) -> tuple[nn.Module, nn.Module]:
+        """Return policy and V as they were in the end, without gradients of their parameters."""
+        obs_dim, action_dim = self.data.obs.shape[1], self.data.action.shape[1]
+        with torch.random.fork_rng():
+            learner = Learner(critic_config(config.learner), obs_dim, action_dim)
+        learner.requires_grad_(False)
+        learner.policy.load_state_dict(self.policy)
+        learner.value_target.load_state_dict(self.value)
+        return learner.policy, learner.value_target
+
+
+def critic_config(config: LearnerConfig) -> LearnerConfig:
+    """Return a plain critic's settings, those of a task as far as they concern it."""
+    return LearnerConfig(
+        estimator='critic', **{name: getattr(config, name) for name in CRITIC_FIELDS})
+
+
+def collector_config(config: ExperimentConfig, num_transitions: int,
+                     seed: int) -> ExperimentConfig:
+    """Return the training that collects ``num_transitions`` for each of the two replicas.
+
+    :raises SpecError: if the noise does not allow to measure the truth.
+    """
+    noise = config.world.noise
+    if noise.command_latency_s:
+        raise SpecError('world.noise.command_latency_s must be 0 to measure gradients: what a '
+                        f'command does must be done in one step; got {noise.command_latency_s}')
+    if any(noise.observation.values()):
+        raise SpecError('world.noise.observation must be {} to measure gradients: the simulator '
+                        f'state must be what is observed; got {noise.observation}')
+    num_envs = config.trainer.num_envs + config.trainer.num_envs % NUM_REPLICAS
+    steps = NUM_REPLICAS * num_transitions
+    trainer = replace(config.trainer, env_steps=steps, num_envs=num_envs, seed=seed,
+                      replay_capacity=steps + num_envs, eval_every_steps=0,
+                      log_every_steps=steps, checkpoint_every_steps=2 * steps)
+    return replace(config, learner=critic_config(config.learner), trainer=trainer)
+
+
+def collect(config: ExperimentConfig) -> Collection:
+    """Train as :func:`collector_config` says, and keep every transition and some states."""
+    trainer = config.trainer
+    rounds = -(-trainer.env_steps // trainer.num_envs)
+    envs = _Recorder(make_vector(config.world, trainer.num_envs), rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        # A training of the collector's own length is repeated rather than resumed.
+        training = Trainer(trainer, config.learner, envs, make_vector(config.world, 1),
+                           Path(folder), identity={})
+        try:
+            training.run()
+        finally:
+            training.close()
+    learner, replay = training.learner, training.replay
+    data = Batch(*(x[:replay.size].clone() for x in replay.data))
+    target = one_step_target(config.learner, learner.policy, learner.value_target, data.reward,
+                             data.next_obs, data.terminated)
+    return Collection(data, torch.as_tensor(np.concatenate(envs.executed), dtype=torch.float32),
+                      target, envs.states, torch.as_tensor(envs.rows),
+                      learner.policy.state_dict(), learner.value_target.state_dict())
+
+
+@torch.no_grad()
+def one_step_target(config: LearnerConfig, policy: nn.Module, value: nn.Module,
+                    reward: torch.Tensor, next_obs: torch.Tensor,
+                    terminated: torch.Tensor) -> torch.Tensor:
+    """Return ``y = reward_scale r + gamma (1 - terminated) V(s')``, shape (B,).
+
+    :param reward: shape (B,), likewise ``terminated``; ``next_obs`` is (B, obs_dim), physical.
+    """
+    bootstrap = value(policy.norm(next_obs))[0, :, 0]
+    return config.reward_scale * reward + config.gamma * (1 - terminated) * bootstrap
+
+
+class _Recorder(VectorWrapper):
+    """Keep what the actuators did, and now and then a state before a step."""
+
+    def __init__(self, envs, rounds):
+        """Watch ``rounds`` rounds; states come from the last three quarters of them."""
+        super().__init__(envs)
+        self.first = rounds // 4
+        wanted = NUM_STATES_KEPT / envs.num_envs
+        self.every = max(1, int((rounds - self.first) / wanted))
+        self.executed, self.states, self.rows = [], [], []
+
+    def step(self, actions):
+        done = len(self.executed)
+        if done >= self.first and (done - self.first) % self.every == 0:
+            self.states += [state['task'] for state in self.get_attr('state')]
+            self.rows += range(done * self.num_envs, (done + 1) * self.num_envs)
+        result = self.env.step(actions)
+        self.executed.append(_executed(result[-1], actions.shape))
+        return result
+
+    def get_attr(self, name):
+        return self.env.get_attr(name)
+
+
+def _executed(info, shape):
+    # Where an episode ended, the step's own info is in final_info.
+    executed = np.full(shape, np.nan)
+    for source in (info, info.get('final_info', {})):
+        if 'executed_action' in source:
+            known = source['_executed_action']
+            executed[known] = source['executed_action'][known]
+    return executed
+
+
+def cached(path: Path, make: Callable[[], NamedTuple]) -> NamedTuple:
+    """Return what lies in a file, after making it and storing it there if it does not.
+
+    :param make: returns a NamedTuple of tensors and plain data.
+    :raises SpecError: if the file cannot be read.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {'content': make()})
+    return load_checkpoint(path)['content']
