@@ -31,6 +31,7 @@ import os
 from pathlib import Path
 import platform
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,17 @@ def _measure(tasks, jobs):
     if jobs == 1:
         return [measure_seed(*task) for task in tasks]
     spawn = multiprocessing.get_context('spawn')  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(min(jobs, len(tasks)), spawn, _end_with_parent) as pool:
         return list(pool.map(measure_seed, *zip(*tasks)))
+
+
+def _end_with_parent():
+    """Let this process not go on for hours when the one that started it is killed."""
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def measure_seed(config: ExperimentConfig, bench: GradientBench, seed: int,
