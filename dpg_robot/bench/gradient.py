@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -159,15 +160,23 @@ def measure_seed(config: ExperimentConfig, bench: GradientBench, seed: int,
     :return: ``truth``, and ``figures`` by count and estimator.
     """
     torch.set_num_threads(1)  # small networks want no more, and other seeds run beside this one
+    version = _digest([dump(config.learner), _code()])
     collector = collector_config(config, bench.transitions, seed)
     folder = bench.run_dir / f'{config.world.task}-{_digest(_collector_key(collector))}'
-    _note(f'{folder}, seed {seed}: collecting {NUM_REPLICAS} x {bench.transitions} transitions')
-    collection = cached(folder / 'collection.pt', lambda: collect(collector))
-    _note(f'{folder}, seed {seed}: measuring the truth at {bench.states} states')
-    measured = f'{bench.states}-{bench.pairs}'
-    truth = cached(folder / f'truth-{measured}.pt', lambda: measure_truth(
-        collector, collection, bench.states, bench.pairs, seed))
-    fits = folder / f'fits-{measured}-{_digest([dump(config.learner), _code()])}'
+
+    def transitions():
+        _note(f'{folder}, seed {seed}: collecting {NUM_REPLICAS} x {bench.transitions} '
+              'transitions')
+        return collect(collector)
+
+    def measured_truth():
+        _note(f'{folder}, seed {seed}: measuring the truth at {bench.states} states')
+        return measure_truth(collector, collection, bench.states, bench.pairs, seed)
+
+    collection = cached(folder / 'collection.pt', transitions)
+    size = f'{bench.states}-{bench.pairs}'
+    truth = cached(folder / f'truth-{size}.pt', measured_truth)
+    fits = folder / f'fits-{size}-{version}'
     num_live = truth.action.shape[1] - config.world.dead_actuators
     figures = {}
     for count in counts:
@@ -207,6 +216,7 @@ def _collector_key(collector):
     return [dump(collector.world), dump(learner), dump(collector.trainer)]
 
 
+@functools.cache  # the files may be edited while we run, but what was imported stays
 def _code():
     """Return the learning code, so that no fit of an older one is taken for the present one's."""
     room = Path(dpg_robot.learn.__file__).parent

@@ -59,7 +59,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _row(value, name, cells):
-    return f'{value:>14}  {name:18}' + ''.join(f'{cell:>22}' for cell in cells)
+    return f'{value:>14}  {name:18}' + ''.join(f'{cell:>24}' for cell in cells)
 
 
 def _cell(figure):
