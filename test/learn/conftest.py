@@ -14,10 +14,14 @@
 
 """What the tests of the learning core share: one thread, and a world with a closed form."""
 
+import math
 from typing import NamedTuple
 
 import pytest
 import torch
+
+from dpg_robot.learn.denoiser import FIRST_SPREAD
+from dpg_robot.learn.replay import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,8 @@ class LinearGaussian(NamedTuple):
     """The world ``a ~ N(mu, tau^2)``, ``a~ = a + sigma eta``, ``o = a + nu w``, per element.
 
     Everything follows from conditioning Gaussians on independent evidence: precisions add, and
-    means are averaged with the precisions as weights.
+    means are averaged with the precisions as weights. ``a_hat`` is E[a | a~], ``Sigma`` its
+    Var[a | a~]. Each parameter may be a tensor.
     """
 
     tau: float = 0.3
@@ -41,7 +46,7 @@ class LinearGaussian(NamedTuple):
     nu: float = 0.25
 
     def denoise(self, noised, mu):
-        """Return E[a | a~]."""
+        """Return a_hat = E[a | a~]."""
         return self._average((mu, self.tau), (noised, self.sigma))
 
     def denoise_given(self, noised, mu, outcome):
@@ -54,32 +59,86 @@ class LinearGaussian(NamedTuple):
 
     @property
     def shrink(self):
-        """Return d E[a | a~] / d a~, the share of the signal that the denoising noise leaves."""
+        """Return k = d a_hat / d a~."""
         return self.tau ** 2 / (self.tau ** 2 + self.sigma ** 2)
 
     @property
-    def outcome_var(self):
-        """Return Var[o | a~]."""
-        return 1 / (self.tau ** -2 + self.sigma ** -2) + self.nu ** 2
+    def posterior_var(self):
+        """Return Sigma = Var[a | a~]."""
+        return 1 / (self.tau ** -2 + self.sigma ** -2)
 
-    def score(self, noised, mu, outcome):
-        """Return grad_a~ log p(o | a~), with o | a~ ~ N(E[a | a~], outcome_var)."""
-        return self.shrink * (outcome - self.denoise(noised, mu)) / self.outcome_var
+    @property
+    def outcome_var(self):
+        """Return Var[o | a_hat]."""
+        return self.posterior_var + self.nu ** 2
+
+    def score(self, denoised, outcome):
+        """Return grad_a_hat log p(o | a_hat), with o | a_hat ~ N(a_hat, outcome_var)."""
+        return (outcome - denoised) / self.outcome_var
 
     @property
     def fisher(self):
-        """Return E[score^2]."""
-        return self.shrink ** 2 / self.outcome_var
+        """Return E[score^2 | a_hat]."""
+        return 1 / self.outcome_var
 
-    def draw_outcome(self, noised, mu, num):
-        """Draw outcomes that follow one noised action, shape (num, action_dim)."""
-        noise = torch.randn(num, noised.shape[-1], dtype=noised.dtype)
-        return self.denoise(noised, mu) + self.outcome_var ** 0.5 * noise
+    def draw(self, num, mu=0.0, action_dim=1):
+        """Draw actions and their outcomes, each (num, action_dim)."""
+        action = mu + self.tau * torch.randn(num, action_dim)
+        return action, action + self.nu * torch.randn(num, action_dim)
+
+    def draw_outcome(self, denoised, num):
+        """Draw outcomes that follow one denoised action, shape (num, action_dim)."""
+        noise = torch.randn(num, denoised.shape[-1], dtype=denoised.dtype)
+        return denoised + self.outcome_var ** 0.5 * noise
 
 
 @pytest.fixture
 def linear_gaussian():
     return LinearGaussian
+
+
+class ExactNet(torch.nn.Module):
+    """What a perfect denoiser's network would say; the last inputs are mask and noise level.
+
+    ``world.tau`` and ``world.nu`` hold at any noise level; ``world.sigma`` is the level 0. The
+    observation begins with mu, the outcome with o. ``error`` is added to the answer with the outcome.
+    """
+
+    def __init__(self, world, action_dim, obs_dim, outcome_dim):
+        super().__init__()
+        self.world, self.sizes = world, (action_dim, obs_dim, outcome_dim, 1, 1)
+        self.error = 0.0
+
+    def forward(self, x):
+        noised, mu, outcome, mask, level = x.split(self.sizes, -1)
+        mu, outcome = mu[:, :noised.shape[1]], outcome[:, :noised.shape[1]]
+        sigma = self.world.sigma * level.exp()
+        world = self.world._replace(sigma=sigma)
+        denoised = torch.where(mask == 1, world.denoise_given(noised, mu, outcome),
+                               world.denoise(noised, mu))
+        answer = (denoised - noised) * (sigma ** 2 + self.world.sigma ** 2) ** 0.5 / sigma ** 2
+        answer = answer + self.error * mask
+        spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
+        fisher = torch.log(world.fisher * self.world.sigma ** 2).expand_as(noised)
+        half = len(x) // 2
+        self.seen, self.sigma = noised[:half], sigma[:half]
+        return torch.cat([answer, spread, fisher], -1)[None]
+
+
+@pytest.fixture
+def exact_net():
+    return ExactNet
+
+
+def _random_batch(num, obs_dim=2, action_dim=1):
+    return Batch(torch.randn(num, obs_dim), torch.rand(num, action_dim) * 2 - 1, torch.randn(num),
+                 torch.randn(num, obs_dim), (torch.rand(num) < 0.2).float(),
+                 (torch.arange(num) % 2).float())
+
+
+@pytest.fixture
+def random_batch():
+    return _random_batch
 
 
 def _assert_mean(samples, expected, errors=4.0):

@@ -12,6 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
@@ -23,13 +25,14 @@ SIGMAS = (0.1, 0.2, 0.5)
 
 
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_closed_form_satisfies_bayes_and_tweedie(linear_gaussian, sigma):
+def test_closed_form_satisfies_bayes_and_tweedie_at_the_denoised_action(linear_gaussian, sigma):
     world, mu = linear_gaussian(sigma=sigma), 0.15
-    noised = torch.linspace(-1, 1, 9).double().requires_grad_()
+    denoised = torch.linspace(-1, 1, 9).double().requires_grad_()
+    noised = mu + (denoised - mu) * (world.tau ** 2 + sigma ** 2) / world.tau ** 2
     outcome = torch.linspace(0.8, -0.4, 9).double()
 
-    def gradient(log_density):
-        return torch.autograd.grad(log_density.sum(), noised, retain_graph=True)[0]
+    def gradient(of, at):
+        return torch.autograd.grad(of.sum(), at, retain_graph=True)[0]
 
     # p(a~) and p(a~, o) from the covariance of a + sigma eta and a + nu w.
     shared = world.tau ** 2
@@ -39,142 +42,238 @@ def test_closed_form_satisfies_bayes_and_tweedie(linear_gaussian, sigma):
     log_joint = joint.log_prob(torch.stack([noised, outcome], -1))
     log_marginal = Normal(mu, covariance[0][0] ** 0.5).log_prob(noised)
 
-    at = noised.detach()
+    at = noised.detach().requires_grad_()
     null, given = world.denoise(at, mu), world.denoise_given(at, mu, outcome)
-    torch.testing.assert_close((null - at) / sigma ** 2, gradient(log_marginal))
-    torch.testing.assert_close((given - at) / sigma ** 2, gradient(log_joint))
-    score = world.score(at, mu, outcome)
-    torch.testing.assert_close(score, (given - null) / sigma ** 2)
-    torch.testing.assert_close(score, gradient(log_joint - log_marginal))
+    torch.testing.assert_close(null, denoised)
+    # Tweedie: first order, with and without the outcome, and second order.
+    torch.testing.assert_close((null - at) / sigma ** 2, gradient(log_marginal, noised))
+    torch.testing.assert_close((given - at) / sigma ** 2, gradient(log_joint, noised))
+    variance = sigma ** 2 * gradient(null, at)
+    torch.testing.assert_close(variance, torch.full_like(at, world.posterior_var))
+    score = world.score(null, outcome)
+    torch.testing.assert_close(score, (given - null) / variance)
+    torch.testing.assert_close(score, gradient(log_joint - log_marginal, denoised))
+    # Which is the score of o | a_hat ~ N(a_hat, Sigma + nu^2).
+    log_outcome = Normal(denoised, world.outcome_var ** 0.5).log_prob(outcome)
+    torch.testing.assert_close(score, gradient(log_outcome, denoised))
 
 
-class ExactNet(torch.nn.Module):
-    """Answers (a_hat - a~) / sigma from the closed form; the last input is the mask."""
+@pytest.mark.parametrize('ratio', [1.0, 3.0])
+@pytest.mark.parametrize('sigma', SIGMAS)
+def test_exact_answers_give_the_exact_score(linear_gaussian, exact_net, sigma, ratio):
+    world, num = linear_gaussian(sigma=sigma), 20_000
+    mu = torch.randn(num, 2) * 0.3
+    action, outcome = world.draw(num, mu, 2)
+    denoiser = Denoiser(2, 2, 2, (4,), sigma, ratio)
+    denoiser.net = exact_net(world, 2, 2, 2)
+    got = denoiser(action, mu, outcome)
+    noised, each = denoiser.net.seen, world._replace(sigma=denoiser.net.sigma)
 
-    def __init__(self, world, action_dim):
-        super().__init__()
-        self.world, self.dim = world, action_dim
-
-    def forward(self, x):
-        noised, mu, outcome = x[:, :-1].split(self.dim, -1)
-        null = self.world.denoise(noised, mu)
-        given = self.world.denoise_given(noised, mu, outcome)
-        return ((torch.where(x[:, -1:] == 1, given, null) - noised) / self.world.sigma)[None]
+    # The noise has the size that the network was told; to four standard errors.
+    added = (noised - action) / each.sigma
+    assert added.std().item() == pytest.approx(1.0, abs=4 / (2 * 2 * num) ** 0.5)
+    level = torch.log(each.sigma / sigma)
+    assert level.abs().max() <= math.log(ratio) + 1e-6
+    assert level.var().item() == pytest.approx(math.log(ratio) ** 2 / 3, rel=0.05)
+    close = {'rtol': 1e-3, 'atol': 1e-3}
+    at = world.denoise(noised, mu) if ratio == 1 else each.denoise(noised, mu)
+    torch.testing.assert_close(got.action, at, **close)
+    torch.testing.assert_close(got.score, each.score(at, outcome), **close)
+    torch.testing.assert_close(got.disturbance, outcome - at, **close)
+    # a_hat ~ N(mu, k tau^2)
+    surprise = (at - mu) / (each.shrink * world.tau ** 2)
+    torch.testing.assert_close(got.surprise, surprise, **close)
+    torch.testing.assert_close(got.spread, torch.full((2,), world.tau))
+    assert got.calibration.item() == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_exact_answers_give_the_exact_score_at_the_noised_action(linear_gaussian, sigma):
-    world, num = linear_gaussian(sigma=sigma), 20_000
-    mu = torch.randn(num, 2) * 0.3
-    action = mu + world.tau * torch.randn(num, 2)
-    outcome = action + world.nu * torch.randn(num, 2)
-    denoiser = Denoiser(2, 2, 2, (4,), sigma)
-    denoiser.net = ExactNet(world, 2)
-    loss, noised, score = denoiser.loss_and_score(action, mu, outcome)
-
-    torch.testing.assert_close(score, world.score(noised, mu, outcome), rtol=1e-4, atol=1e-4)
-    # A standard deviation from n draws has a standard error of 1 / sqrt(2 n) of itself.
-    added = (noised - action) / sigma
-    assert added.std().item() == pytest.approx(1.0, abs=4 / (2 * 2 * num) ** 0.5)
-    # Var[eta | a~, .] = Var[a | a~, .] / sigma^2; the loss averages two of them, halved each.
-    precision = world.tau ** -2 + sigma ** -2
-    expected = 0.5 * (1 / precision + 1 / (precision + world.nu ** -2)) / sigma ** 2
-    errors = 0.5 * ((world.denoise(noised, mu) - action) ** 2
-                    + (world.denoise_given(noised, mu, outcome) - action) ** 2) / sigma ** 2
-    assert loss.item() == pytest.approx(errors.mean().item(), rel=1e-4)
-    assert loss.item() == pytest.approx(expected, abs=4 * errors.std().item() / (2 * num) ** 0.5)
+def test_explained_share_of_the_posterior_variance(linear_gaussian, exact_net, sigma):
+    world = linear_gaussian(sigma=sigma)
+    denoiser = Denoiser(1, 1, 1, (4,), sigma)
+    denoiser.net = exact_net(world, 1, 1, 1)
+    action, outcome = world.draw(100_000)
+    explained = denoiser(action, torch.zeros_like(action), outcome).explained
+    expected = world.posterior_var / world.outcome_var  # 1 - Var[a | a~, o] / Var[a | a~]
+    assert explained.item() == pytest.approx(expected, rel=0.03)
 
 
-def train(world, steps=2000, batch_size=1024):
-    """Fit a denoiser to a one-dimensional world with mu = s; return it and its sample size."""
-    denoiser = Denoiser(1, 1, 1, (32,), world.sigma)
-    optimizer = torch.optim.Adam(denoiser.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        loss, _, _ = denoiser.loss_and_score(*draw(world, batch_size))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return denoiser, steps * batch_size
+def test_loss_is_least_squares_and_the_likelihoods_of_spread_and_fisher(
+        linear_gaussian, exact_net):
+    world = linear_gaussian()
+    denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
+    denoiser.net = exact_net(world, 1, 1, 1)
+    action, outcome = world.draw(100_000)
+    loss = denoiser(action, torch.zeros_like(action), outcome).loss.item()
+    given = 1 / (1 / world.posterior_var + world.nu ** -2)
+    squares = 0.5 * (world.posterior_var + given) / world.sigma ** 2
+    # Each likelihood: E[x^2] / v + log v, with the right v.
+    likelihood = 2 + math.log(world.posterior_var) + math.log(world.fisher)
+    assert loss == pytest.approx(squares + 0.05 * likelihood, rel=0.01)
 
 
-def draw(world, num):
-    mu = 0.5 * torch.randn(num, 1)
-    action = mu + world.tau * torch.randn(num, 1)
-    return action, mu, action + world.nu * torch.randn(num, 1)
+@pytest.mark.parametrize('level', [0.01, 0.1, 1.0])
+def test_an_error_of_the_network_does_not_blow_up_at_small_noise(
+        linear_gaussian, exact_net, level):
+    world, error = linear_gaussian(), 0.1
+    denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
+    denoiser.net = exact_net(world, 1, 1, 1)
+    action, outcome = (x.double() for x in world.draw(100))
+    sigma = torch.full_like(action, level * world.sigma)
+    scores = []
+    for added in (0.0, error):
+        denoiser.net.error = added
+        given, null, spread, _ = denoiser.answers(action, sigma, 0 * action, outcome)
+        scores.append(sigma * (given - null) * (sigma ** -2 + spread ** -2))
+    difference = scores[1] - scores[0]
+    assert difference.min() > 0
+    # The score's own scale is 1 / sigma_0 at most.
+    assert difference.max() <= 1.5 * error / world.sigma
+
+
+class Uneven:
+    """The world above with mu = s / 2 and an exploration that depends on s, for training."""
+
+    nu, sigma, num_steps, batch_size = 0.25, 0.2, 2500, 512
+
+    def world(self, linear_gaussian, obs, sigma=None):
+        tau = 0.25 * torch.exp(0.5 * obs)
+        return linear_gaussian(tau=tau, sigma=sigma or self.sigma, nu=self.nu)
+
+    def draw(self, linear_gaussian, num):
+        obs = 2 * torch.rand(num, 1) - 1
+        return obs, *self.world(linear_gaussian, obs).draw(num, obs / 2)
+
+    def train(self, linear_gaussian, ratio):
+        torch.manual_seed(1)
+        denoiser = Denoiser(1, 1, 1, (64,), self.sigma, ratio)
+        optimizer = torch.optim.Adam(denoiser.parameters(), 1e-2, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
+        for _ in range(self.num_steps):
+            obs, action, outcome = self.draw(linear_gaussian, self.batch_size)
+            optimizer.zero_grad()
+            denoiser(action, obs, outcome).loss.backward()
+            optimizer.step()
+            schedule.step()
+        return denoiser
 
 
 @pytest.fixture(scope='module')
-def fitted():
-    """Return a trained denoiser for each of two noise levels, made on demand."""
+def trained():
+    """Return denoisers trained with one noise level or many, made on demand."""
     made = {}
 
-    def get(world):
-        if world not in made:
-            torch.manual_seed(1)
-            made[world] = train(world)
-        return made[world]
+    def get(linear_gaussian, ratio):
+        if ratio not in made:
+            made[ratio] = Uneven().train(linear_gaussian, ratio)
+        return made[ratio]
 
     return get
 
 
-@pytest.mark.parametrize('sigma', [0.2, 0.4])
-def test_trained_denoiser_reproduces_the_closed_form(linear_gaussian, fitted, sigma):
-    world = linear_gaussian(sigma=sigma)
-    denoiser, num_seen = fitted(world)
-    action, mu, outcome = draw(world, 20_000)
-    noised = action + sigma * torch.randn_like(action)
+def answers(denoiser, linear_gaussian, sigma, num=20_000):
+    """Return a trained denoiser's answers, and the closed form's."""
+    obs, action, outcome = Uneven().draw(linear_gaussian, num)
+    noised = action + sigma * torch.randn(num, 1)
     with torch.no_grad():
-        given, null = denoiser.residuals(noised, mu, outcome)
-        _, at, score = denoiser.loss_and_score(action, mu, outcome)
-
-    # Least squares with P parameters on n samples errs by P Var / n in the mean square, with
-    # Var < 1 that of eta. Stochastic descent is not the minimiser itself: twice the root of it.
-    num_parameters = sum(p.numel() for p in denoiser.parameters())
-    tolerance = 2 * (num_parameters / num_seen) ** 0.5
-    exact_given = (world.denoise_given(noised, mu, outcome) - noised) / sigma
-    exact_null = (world.denoise(noised, mu) - noised) / sigma
-    assert tolerance < 0.1 * (exact_given - exact_null).std()
-    assert (given - exact_given).square().mean().sqrt() < tolerance
-    assert (null - exact_null).square().mean().sqrt() < tolerance
-    error = (score - world.score(at, mu, outcome)).square().mean().sqrt()
-    assert error < 2 ** 0.5 * tolerance / sigma
+        given, null, spread, fisher = denoiser.answers(
+            noised, torch.full((num, 1), sigma), obs, outcome)
+    world = Uneven().world(linear_gaussian, obs, sigma)
+    return world, obs, noised, outcome, given, null, spread, fisher
 
 
-@pytest.mark.parametrize('sigma', [0.2, 0.4])
-def test_learned_score_has_zero_mean_given_the_noised_action(linear_gaussian, fitted, sigma):
-    world = linear_gaussian(sigma=sigma)
-    denoiser, num_seen = fitted(world)
-    num_parameters = sum(p.numel() for p in denoiser.parameters())
-    num = 10_000
-    for mu, offset in ((0.0, 0.0), (0.5, -0.3), (-0.5, 0.4)):
-        noised = torch.full((num, 1), mu + offset)
-        outcome = world.draw_outcome(noised[:1], mu, num)
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+# One noise level, then many, and the error allowed relative to what is learned: the score is
+# harder to learn far from the middle of the range, where it has to be told from more noise.
+CASES = [(1.0, 0.2, 0.1), (3.0, 0.07, 0.3), (3.0, 0.2, 0.15), (3.0, 0.5, 0.35)]
+
+
+@pytest.mark.parametrize('ratio, sigma, tolerance', CASES)
+def test_trained_denoiser_reproduces_the_closed_form(
+        linear_gaussian, trained, ratio, sigma, tolerance):
+    world, obs, noised, outcome, given, null, _, _ = answers(
+        trained(linear_gaussian, ratio), linear_gaussian, sigma)
+    at = world.denoise(noised, obs / 2)
+    # Tweedie: the residual over sigma is sigma times the score of p(a~ | s).
+    density = Normal(obs / 2, (world.tau ** 2 + sigma ** 2) ** 0.5)
+    leaf = noised.clone().requires_grad_()
+    exact = sigma * torch.autograd.grad(density.log_prob(leaf).sum(), leaf)[0]
+    exact_given = (world.denoise_given(noised, obs / 2, outcome) - noised) / sigma
+    assert rms(null - exact) < tolerance * rms(exact)
+    assert rms(given - exact_given) < tolerance * rms(exact_given)
+    score = sigma * (given - null) / world.posterior_var
+    assert rms(score - world.score(at, outcome)) < tolerance * rms(world.score(at, outcome))
+
+
+@pytest.mark.parametrize('ratio, sigma, tolerance', CASES)
+def test_spread_and_fisher_are_learned(linear_gaussian, trained, ratio, sigma, tolerance):
+    world, *_, spread, fisher = answers(trained(linear_gaussian, ratio), linear_gaussian, sigma)
+    assert world.tau.max() > 2 * world.tau.min()
+    assert rms(spread / world.tau - 1) < 0.1
+    assert rms(fisher / world.fisher - 1) < tolerance
+
+
+@pytest.mark.parametrize('ratio, sigma, tolerance', CASES[:3])
+def test_second_order_tweedie_holds_for_what_was_learned(
+        linear_gaussian, trained, ratio, sigma, tolerance):
+    denoiser = trained(linear_gaussian, ratio)
+    obs = torch.linspace(-0.8, 0.8, 50)[:, None]
+    noised = (obs / 2).requires_grad_()
+    _, null, spread, _ = denoiser.answers(noised, torch.full_like(obs, sigma), obs, obs)
+    slope = torch.autograd.grad((noised + sigma * null).sum(), noised)[0]
+    variance = 1 / (sigma ** -2 + spread ** -2)
+    assert rms(sigma ** 2 * slope / variance - 1) < tolerance
+
+
+@pytest.mark.parametrize('ratio, sigma, tolerance', CASES)
+def test_learned_score_has_zero_mean_given_the_denoised_action(
+        linear_gaussian, trained, ratio, sigma, tolerance):
+    denoiser, num = trained(linear_gaussian, ratio), 10_000
+    for state, offset in ((0.0, 0.0), (0.6, -0.3), (-0.6, 0.2)):
+        obs = torch.full((num, 1), state)
+        world = Uneven().world(linear_gaussian, obs, sigma)
+        noised = torch.full((num, 1), state / 2 + offset)
+        at = world.denoise(noised, obs / 2)
+        outcome = at + world.outcome_var ** 0.5 * torch.randn(num, 1)
         with torch.no_grad():
-            given, null = denoiser.residuals(noised, torch.full_like(noised, mu), outcome)
-        score = (given - null) / sigma
-        fit_error = 2 * (2 * num_parameters / num_seen) ** 0.5 / sigma
-        assert abs(score.mean()) < 4 * score.std() / num ** 0.5 + fit_error
-        assert score.std().item() == pytest.approx(world.fisher ** 0.5, rel=0.1)
+            given, null, spread, _ = denoiser.answers(
+                noised, torch.full_like(obs, sigma), obs, outcome)
+        score = sigma * (given - null) * (sigma ** -2 + spread ** -2)
+        std = world.fisher[0].item() ** 0.5
+        assert abs(score.mean().item()) < tolerance * std
+        assert score.std().item() == pytest.approx(std, rel=tolerance)
 
 
 def test_answer_without_the_outcome_does_not_see_it():
     denoiser = Denoiser(2, 1, 3, (8,), 0.2)
-    noised, obs = torch.randn(5, 1), torch.randn(5, 2)
-    given, null = denoiser.residuals(noised, obs, torch.randn(5, 3))
-    other_given, other_null = denoiser.residuals(noised, obs, torch.randn(5, 3))
-    assert torch.equal(null, other_null)
+    noised, obs, sigma = torch.randn(5, 1), torch.randn(5, 2), torch.full((5, 1), 0.2)
+    given, *rest = denoiser.answers(noised, sigma, obs, torch.randn(5, 3))
+    other_given, *other_rest = denoiser.answers(noised, sigma, obs, torch.randn(5, 3))
+    assert all(torch.equal(mine, other) for mine, other in zip(rest, other_rest))
     assert (given - other_given).abs().min() > 0
 
 
-def test_score_is_detached_and_the_loss_is_not():
-    loss, noised, score = Denoiser(2, 1, 3, (8,), 0.2).loss_and_score(
-        torch.randn(5, 1), torch.randn(5, 2), torch.randn(5, 3))
-    assert loss.requires_grad and not score.requires_grad and not noised.requires_grad
+def test_an_outcome_of_zeros_is_not_a_missing_one():
+    denoiser = Denoiser(2, 1, 3, (8,), 0.2)
+    given, null, _, _ = denoiser.answers(torch.randn(5, 1), torch.full((5, 1), 0.2),
+                                         torch.randn(5, 2), torch.zeros(5, 3))
+    assert (given - null).abs().min() > 0
+
+
+def test_only_the_loss_carries_gradients():
+    got = Denoiser(2, 1, 3, (8,), 0.2)(torch.randn(5, 1), torch.randn(5, 2), torch.randn(5, 3))
+    assert [name for name, value in got._asdict().items() if value.requires_grad] == ['loss']
 
 
 @pytest.mark.parametrize('sigma', [0.0, -0.1])
 def test_sigma_must_be_positive(sigma):
     with pytest.raises(SpecError, match=f'sigma must be greater than 0, got {sigma}'):
         Denoiser(1, 1, 1, (4,), sigma)
+
+
+def test_sigma_ratio_must_be_at_least_one():
+    with pytest.raises(SpecError, match='denoiser sigma_ratio must be at least 1, got 0.9'):
+        Denoiser(1, 1, 1, (4,), 0.2, 0.9)

@@ -20,7 +20,8 @@ from dpg_robot.learn.estimators import (
     denoising,
     doubly_robust,
     ESTIMATORS,
-    recovered_disturbance,
+    lean_moments,
+    reinforce,
     Sample,
 )
 
@@ -28,36 +29,34 @@ NUM = 100_000
 SLOPE = torch.tensor([1.5, -0.7], dtype=torch.float64)
 CURVE = torch.tensor([[1.0, 0.6], [0.6, -2.0]], dtype=torch.float64)
 WRONG = torch.tensor([-2.0, 3.0], dtype=torch.float64)
+OTHER = torch.tensor([1.0, 0.5], dtype=torch.float64)
 
 
 class Case:
-    """One noised action, many outcomes, exact scores; y is linear or quadratic in the outcome.
+    """One denoised action, many outcomes, exact scores; y is linear or quadratic in the outcome.
 
-    ``E[y | a~]`` and its gradient follow from ``o | a~ ~ N(m, v I)`` with ``dm / da~ = k I``:
-    ``y = c . o`` gives ``c . m`` and ``k c``; ``y = o . A o`` gives ``m . A m + v tr A`` and
-    ``2 k A m``.
+    ``E[y | a_hat]`` and its gradient follow from ``o | a_hat ~ N(a_hat, v I)``: ``y = c . o``
+    gives ``c . a_hat`` and ``c``; ``y = o . A o`` gives ``a_hat . A a_hat + v tr A`` and ``2 A a_hat``.
     """
 
     def __init__(self, world, reward):
-        noised = torch.tensor([[0.7, -1.2]], dtype=torch.float64)
-        mu = torch.tensor([[0.8, -0.9]], dtype=torch.float64)
-        outcome = world.draw_outcome(noised, mu, NUM)
-        mean = world.denoise(noised, mu)[0]
+        denoised = torch.tensor([0.7, -1.2], dtype=torch.float64)
+        outcome = world.draw_outcome(denoised, NUM)
         if reward == 'linear':
             self.target = outcome @ SLOPE
-            self.value, self.gradient = SLOPE @ mean, world.shrink * SLOPE
+            self.value, self.gradient = SLOPE @ denoised, SLOPE
         else:
             self.target = (outcome @ CURVE * outcome).sum(-1)
-            self.value = mean @ CURVE @ mean + world.outcome_var * CURVE.trace()
-            self.gradient = 2 * world.shrink * CURVE @ mean
-        self.score = world.score(noised, mu, outcome)
-        self.fisher = world.fisher * torch.eye(2, dtype=torch.float64)
+            self.value = denoised @ CURVE @ denoised + world.outcome_var * CURVE.trace()
+            self.gradient = 2 * CURVE @ denoised
+        self.score = world.score(denoised, outcome)
+        self.disturbance = self.score / world.fisher
 
-    def sample(self, baseline=None, critic_grad=None, lean=1.0):
+    def sample(self, *guides, baseline=None, lean=(1.0,)):
         baseline = self.value if baseline is None else baseline
-        critic_grad = self.gradient if critic_grad is None else critic_grad
-        return Sample(self.target - baseline, self.score, critic_grad.expand(NUM, 2),
-                      self.fisher, torch.tensor(lean, dtype=torch.float64))
+        guides = torch.stack(guides or (self.gradient,))[:, None].expand(-1, NUM, 2)
+        return Sample(self.target - baseline, self.score, guides, self.disturbance,
+                      torch.tensor(lean, dtype=torch.float64))
 
 
 @pytest.fixture(params=['linear', 'quadratic'])
@@ -73,124 +72,178 @@ def quadratic(linear_gaussian):
 @pytest.mark.parametrize('offset', [0.0, 1.0, -2.0])
 def test_denoising_has_the_mean_of_the_analytic_gradient_with_any_baseline(
         case, assert_mean, offset):
-    sample = case.sample(baseline=case.value + offset)
-    assert_mean(denoising(sample), case.gradient)
+    assert_mean(denoising(case.sample(baseline=case.value + offset)), case.gradient)
 
 
-@pytest.mark.parametrize('sigma', [0.1, 0.6])
-def test_denoising_is_exact_for_the_smoothed_value_at_any_sigma(
-        linear_gaussian, assert_mean, sigma):
-    case = Case(linear_gaussian(sigma=sigma), 'quadratic')
+@pytest.mark.parametrize('sigma', [0.05, 0.1, 0.6])
+@pytest.mark.parametrize('tau', [0.1, 0.5])
+def test_denoising_is_exact_and_not_shrunk_at_any_noise_and_exploration(
+        linear_gaussian, assert_mean, sigma, tau):
+    case = Case(linear_gaussian(tau=tau, sigma=sigma), 'quadratic')
     assert_mean(denoising(case.sample()), case.gradient)
 
 
 @pytest.mark.parametrize('lean', [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize('right', [True, False])
-def test_doubly_robust_is_unbiased_for_any_critic_and_lean(case, assert_mean, right, lean):
-    critic_grad = case.gradient if right else WRONG
-    sample = case.sample(critic_grad=critic_grad, lean=lean)
-    assert_mean(lean * critic_grad + doubly_robust(sample), case.gradient)
+def test_doubly_robust_is_unbiased_for_any_guide_and_lean(case, assert_mean, right, lean):
+    guide = case.gradient if right else WRONG
+    assert_mean(lean * guide + doubly_robust(case.sample(guide, lean=(lean,))), case.gradient)
+
+
+@pytest.mark.parametrize('lean', [(0.3, 0.9), (1.0, 1.0), (2.0, -1.0)])
+def test_doubly_robust_is_unbiased_for_any_two_guides(case, assert_mean, lean):
+    sample = case.sample(WRONG, OTHER, lean=lean)
+    assert_mean(lean[0] * WRONG + lean[1] * OTHER + doubly_robust(sample), case.gradient)
 
 
 def test_doubly_robust_without_lean_is_denoising(case):
-    sample = case.sample(critic_grad=WRONG, lean=0.0)
+    sample = case.sample(WRONG, lean=(0.0,))
     torch.testing.assert_close(doubly_robust(sample), denoising(sample))
 
 
-def test_doubly_robust_leaves_nothing_to_correct_if_the_critic_explains_all(linear_gaussian):
-    # y - b = c . (o - m) = h . xi for a linear reward, sample by sample.
+def test_doubly_robust_leaves_nothing_to_correct_if_the_guide_explains_all(linear_gaussian):
+    # y - b = c . (o - a_hat) = h . xi for a linear reward, sample by sample.
     case = Case(linear_gaussian(), 'linear')
     assert doubly_robust(case.sample()).abs().max() < 1e-9
 
 
-def test_doubly_robust_varies_less_if_the_critic_is_right(quadratic):
-    def spread(critic_grad):
-        return doubly_robust(quadratic.sample(critic_grad=critic_grad)).var(0).sum()
+def test_doubly_robust_varies_less_if_the_guide_is_right(quadratic):
+    def spread(guide):
+        return doubly_robust(quadratic.sample(guide)).var(0).sum()
 
     plain = denoising(quadratic.sample()).var(0).sum()
-    # What is left is the curvature's part of y - b: d . A d - E[d . A d], against 2 m . A d.
+    # What is left is the curvature's part of y - b: d . A d - E[d . A d], against 2 a . A d.
     assert spread(quadratic.gradient) < 0.5 * plain
     assert spread(-quadratic.gradient) > 2 * plain
 
 
 @pytest.mark.parametrize('scale', [0.5, 2.0])
 def test_a_wrong_score_biases_doubly_robust_as_it_biases_denoising(case, assert_mean, scale):
-    # A right critic lowers the variance; it does not take away the bias of a wrong denoiser:
-    # E[xi score^T] = I holds for any score whose own F is used, so c h cancels from the mean.
+    # E[xi score^T] = I holds for any score whose own F is used, so c h cancels from the mean: a
+    # right guide lowers the variance, and does not take away the bias of a wrong denoiser.
     sample = case.sample()
-    wrong = sample._replace(score=scale * sample.score, fisher=scale ** 2 * sample.fisher)
+    wrong = sample._replace(score=scale * sample.score, disturbance=sample.disturbance / scale)
     assert_mean(case.gradient + doubly_robust(wrong), scale * case.gradient)
 
 
-def test_an_averaged_fisher_biases_by_the_part_that_it_misses(case, assert_mean):
-    # With F = r F(s) for a state, E[xi score^T | s] = I / r there, and c (1 - 1 / r) h is left.
-    ratio = torch.tensor([2.0, 0.5], dtype=torch.float64)
-    sample = case.sample(critic_grad=WRONG, lean=0.8)
-    averaged = sample._replace(fisher=sample.fisher * ratio.diag())
-    expected = case.gradient + 0.8 * (1 - 1 / ratio) * WRONG
-    assert_mean(0.8 * WRONG + doubly_robust(averaged), expected)
-
-
-def correlated_scores():
-    mix = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [-0.3, 0.4, 2.0]]).double()
-    score = torch.randn(5000, 3).double() @ mix.T
-    return score, score.T @ score / 5000
-
-
-def test_recovered_disturbance_and_score_have_the_identity_as_cross_moment():
-    score, fisher = correlated_scores()
-    disturbance = recovered_disturbance(score, fisher)
-    torch.testing.assert_close(disturbance.T @ score / 5000, torch.eye(3).double())
-    # Its covariance is F^-1, the Cramer-Rao bound.
-    torch.testing.assert_close(disturbance.T @ disturbance / 5000, fisher.inverse())
-
-
-def test_recovered_disturbance_moves_with_the_action(linear_gaussian, assert_mean):
-    world = linear_gaussian()
-    noised, push = torch.zeros(1, 2).double(), torch.tensor([[0.2, -0.1]]).double()
-    outcome = world.draw_outcome(noised + push, 0.0, NUM)
-    fisher = world.fisher * torch.eye(2).double()
-    disturbance = recovered_disturbance(world.score(noised, 0.0, outcome), fisher)
-    assert_mean(disturbance, push[0])
-
-
 def lean_of(sample):
-    covariance, variance = best_lean(sample)
-    return (covariance / variance).item()
+    return best_lean(lean_moments(sample))
 
 
-@pytest.mark.parametrize('factor', [1.0, 2.0, 0.5])
-def test_best_lean_is_one_for_a_right_critic_that_explains_everything(linear_gaussian, factor):
+def least_squares(sample):
+    """Return the c that make the mean square of the correction least, by a generic solver."""
+    explained = (sample.guides * sample.disturbance).sum(-1)
+    columns = (explained[..., None] * sample.score).flatten(1).T
+    return torch.linalg.lstsq(columns, denoising(sample).flatten()).solution
+
+
+@pytest.mark.parametrize('factor', [1.0, 2.0, 4.0])
+def test_best_lean_is_one_for_a_right_guide_that_explains_everything(linear_gaussian, factor):
     # With h' = f h the same explanation needs c = 1 / f.
     case = Case(linear_gaussian(), 'linear')
-    sample = case.sample(critic_grad=factor * case.gradient)
-    assert lean_of(sample) == pytest.approx(1 / factor, rel=1e-9)
+    assert lean_of(case.sample(factor * case.gradient)).item() == pytest.approx(
+        1 / factor, rel=2e-3)
 
 
-def test_best_lean_is_near_zero_for_a_random_critic(case):
-    sample = case.sample()._replace(critic_grad=torch.randn(NUM, 2).double())
-    explained = (sample.critic_grad * recovered_disturbance(sample.score, sample.fisher)).sum(-1)
-    products = sample.advantage * explained * sample.score.square().sum(-1)
-    standard_error = products.std() / NUM ** 0.5 / best_lean(sample)[1]
-    assert abs(lean_of(sample)) < 4 * standard_error
-    assert standard_error < 0.05
+def test_best_lean_is_least_squares_for_one_guide(quadratic):
+    sample = quadratic.sample(quadratic.gradient + 0.3 * WRONG)
+    expected = least_squares(sample)
+    assert 0.1 < expected < 0.9
+    torch.testing.assert_close(lean_of(sample), expected, rtol=2e-3, atol=0)
+
+
+def test_best_lean_is_least_squares_for_two_guides(quadratic):
+    half = 0.6 * quadratic.gradient
+    sample = quadratic.sample(half + 0.5 * WRONG, half - 0.4 * WRONG + 0.5 * OTHER)
+    expected = least_squares(sample)
+    assert 0.1 < expected.min() and expected.max() < 0.95
+    torch.testing.assert_close(lean_of(sample), expected, rtol=0.01, atol=0)
+    # Either alone would be leaned on with another weight.
+    assert (lean_of(sample._replace(guides=sample.guides[:1])) - expected[0]).abs() > 0.05
 
 
 def test_best_lean_makes_the_correction_smallest(quadratic):
-    critic_grad = quadratic.gradient + 0.3 * WRONG
-    lean = lean_of(quadratic.sample(critic_grad=critic_grad))
-    assert 0.1 < lean < 2
+    guide = quadratic.gradient + 0.3 * WRONG
+    lean = least_squares(quadratic.sample(guide)).item()
 
     def size(c):
-        correction = doubly_robust(quadratic.sample(critic_grad=critic_grad, lean=c))
-        return correction.square().sum(-1).mean()
+        return doubly_robust(quadratic.sample(guide, lean=(c,))).square().sum(-1).mean()
 
     # The mean square is a parabola in c: lowest at its best, equal on either side.
     assert size(lean) < size(lean + 0.1)
     assert size(lean - 0.1).item() == pytest.approx(size(lean + 0.1).item(), rel=1e-9)
 
 
+@pytest.mark.parametrize('factor, expected', [(0.5, 1.0), (-1.0, 0.0)])
+def test_best_lean_stays_within_zero_and_one(quadratic, factor, expected):
+    sample = quadratic.sample(factor * quadratic.gradient)
+    assert not 0 <= least_squares(sample) <= 1
+    assert lean_of(sample).item() == expected
+
+
+def test_guides_that_agree_share_the_weight(linear_gaussian):
+    case = Case(linear_gaussian(), 'linear')
+    lean = lean_of(case.sample(case.gradient, case.gradient))
+    torch.testing.assert_close(lean, torch.full_like(lean, 0.5), rtol=1e-3, atol=0)
+
+
+def test_best_lean_before_the_first_batch_is_zero():
+    assert best_lean(torch.zeros(2, 3)).tolist() == [0, 0]
+
+
+def test_best_lean_is_near_zero_for_a_random_guide(case):
+    sample = case.sample()._replace(guides=torch.randn(1, NUM, 2).double())
+    matrix, covariance = lean_moments(sample)[0]
+    assert abs(covariance / matrix) < 0.05
+
+
+def test_moments_of_halves_average_to_those_of_the_whole(case):
+    sample = case.sample(WRONG, OTHER)
+    halves = [sample._replace(advantage=sample.advantage[part], score=sample.score[part],
+                              guides=sample.guides[:, part], disturbance=sample.disturbance[part])
+              for part in (slice(NUM // 2), slice(NUM // 2, NUM))]
+    torch.testing.assert_close((lean_moments(halves[0]) + lean_moments(halves[1])) / 2,
+                               lean_moments(sample))
+
+
+class Actions:
+    """Many actions with their outcomes: y = -|o|^2, with E[y | a_hat] = -|a_hat|^2 - 2 v."""
+
+    def __init__(self, world):
+        self.mu = torch.tensor([0.4, -0.3], dtype=torch.float64)
+        variance = world.shrink * world.tau ** 2
+        self.at = self.mu + variance ** 0.5 * torch.randn(NUM, 2).double()
+        outcome = self.at + world.outcome_var ** 0.5 * torch.randn(NUM, 2).double()
+        self.target = -outcome.square().sum(-1)
+        self.surprise = (self.at - self.mu) / variance
+        self.expected = -2 * self.mu
+
+    def reinforce(self, baseline, *guides):
+        guides = torch.stack(guides) if guides else self.at.new_zeros(0, NUM, 2)
+        return reinforce(Sample(self.target - baseline, self.surprise, guides, self.surprise,
+                                torch.ones(len(guides), dtype=torch.float64)))
+
+
+def test_reinforce_integrates_by_parts(linear_gaussian, assert_mean):
+    actions = Actions(linear_gaussian())
+    assert_mean(actions.reinforce(0.0), actions.expected)
+    assert_mean(actions.reinforce(-3.0), actions.expected)
+
+
+def test_reinforce_is_unbiased_with_any_control_variate(linear_gaussian, assert_mean):
+    actions = Actions(linear_gaussian())
+    wrong = actions.at.sin()
+    assert_mean(actions.reinforce(wrong.sum(-1), actions.at.cos()), actions.expected)
+    right = -actions.at.square().sum(-1), -2 * actions.at
+    assert_mean(actions.reinforce(*right), actions.expected)
+    # Without the gradient of a baseline that depends on the action it is biased.
+    biased = actions.reinforce(right[0]).mean(0)
+    assert ((biased - actions.expected).abs() > 0.4).all()
+    assert actions.reinforce(*right).var(0).sum() < 0.8 * actions.reinforce(0.0).var(0).sum()
+
+
 def test_table_says_what_each_estimator_needs():
-    assert ESTIMATORS['denoising'] == (denoising, False)
-    assert ESTIMATORS['critic'] == (None, True)
-    assert ESTIMATORS['doubly_robust'] == (doubly_robust, True)
+    assert {name: tuple(entry) for name, entry in ESTIMATORS.items()} == {
+        'denoising': (denoising, False), 'doubly_robust': (doubly_robust, True),
+        'critic': (None, False), 'disturbance_critic': (None, False), 'model': (None, False),
+        'discriminative': (denoising, False), 'reinforce': (reinforce, False)}
