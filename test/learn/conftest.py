@@ -20,7 +20,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from dpg_robot.learn.action_gradient import ActionGradient, GradientConfig
 from dpg_robot.learn.denoiser import FIRST_SPREAD
+from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
 from dpg_robot.learn.replay import Batch
 
 
@@ -101,7 +103,8 @@ class ExactNet(torch.nn.Module):
     """What a perfect denoiser's network would say; the last inputs are mask and noise level.
 
     ``world.tau`` and ``world.nu`` hold at any noise level; ``world.sigma`` is the level 0. The
-    observation begins with mu, the outcome with o. ``error`` is added to the answer with the outcome.
+    observation begins with mu, the outcome with o. ``error`` is added to the answer that knows
+    the outcome.
     """
 
     def __init__(self, world, action_dim, obs_dim, outcome_dim):
@@ -128,6 +131,33 @@ class ExactNet(torch.nn.Module):
 @pytest.fixture
 def exact_net():
     return ExactNet
+
+
+def _make_gradient(estimator='doubly_robust', obs_dim=2, action_dim=1, achieved_goal=(),
+                   **changes):
+    settings = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,),
+                'gamma': 0.0} | changes
+    return ActionGradient(GradientConfig(estimator=estimator, **settings), obs_dim, action_dim,
+                          RunningNorm(obs_dim), EnsembleMLP(obs_dim, (8,), 1), achieved_goal)
+
+
+@pytest.fixture
+def make_gradient():
+    return _make_gradient
+
+
+def _with_known_value(value):
+    for parameter in value.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        value.weights[0][0, 0, 0] = 3.0
+        value.weights[1][0, 0, 0] = 1.0
+
+
+@pytest.fixture
+def with_known_value():
+    """Make a network V(s) = relu(3 s_0), in normalised observations."""
+    return _with_known_value
 
 
 def _random_batch(num, obs_dim=2, action_dim=1):

@@ -36,7 +36,8 @@ class Case:
     """One denoised action, many outcomes, exact scores; y is linear or quadratic in the outcome.
 
     ``E[y | a_hat]`` and its gradient follow from ``o | a_hat ~ N(a_hat, v I)``: ``y = c . o``
-    gives ``c . a_hat`` and ``c``; ``y = o . A o`` gives ``a_hat . A a_hat + v tr A`` and ``2 A a_hat``.
+    gives ``c . a_hat`` and ``c``; ``y = o . A o`` gives ``a_hat . A a_hat + v tr A`` and
+    ``2 A a_hat``.
     """
 
     def __init__(self, world, reward):

@@ -15,14 +15,21 @@
 import pytest
 import torch
 
-from dpg_robot.learn.replay import Batch, Replay
+from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT, Replay
 
 
 def transitions(*numbers):
     """Return transitions that can be told apart in every element."""
     n = torch.tensor(numbers, dtype=torch.float32)
     return Batch(obs=torch.stack([n, n + 0.1], -1), action=-n[:, None], reward=10 * n,
-                 next_obs=torch.stack([n + 1, n + 1.1], -1), terminated=n % 2)
+                 next_obs=torch.stack([n + 1, n + 1.1], -1), terminated=n % 2,
+                 fold=n // 2 % 2, log_prob=-0.5 * n)
+
+
+def with_folds(numbers, held_out):
+    batch = transitions(*numbers)
+    return batch._replace(fold=torch.tensor([HELD_OUT if n in held_out else n % 2
+                                             for n in numbers]).float())
 
 
 def rewards(replay):
@@ -92,6 +99,51 @@ def test_state_holds_the_filled_part_only_and_does_not_change_afterwards():
     replay.add(transitions(1, 2, 3))
     state = replay.state_dict()
     replay.add(transitions(4))
-    assert [len(values) for values in state['data']] == [3] * 5
+    assert [len(values) for values in state['data']] == [3] * 7
     replay.data.reward.zero_()
     assert state['data'][2].tolist() == [10, 20, 30]
+
+
+def test_held_out_transitions_are_never_drawn():
+    replay = Replay(20, 2, 1)
+    replay.add(with_folds(range(1, 21), held_out=(7, 20)))
+    drawn = (replay.sample(2000).reward / 10).long()
+    assert drawn.shape == (2000,)
+    assert set(drawn.tolist()) == set(range(1, 21)) - {7, 20}
+
+
+def test_held_out_are_the_newest_of_them_also_after_a_round():
+    replay = Replay(8, 2, 1)
+    assert len(replay.held_out(3).reward) == 0
+    replay.add(with_folds(range(1, 7), held_out=(2, 4, 5)))
+    assert (replay.held_out(10).reward / 10).tolist() == [2, 4, 5]
+    assert (replay.held_out(2).reward / 10).tolist() == [4, 5]
+    # 7 and 8 fill it, 9 to 11 overwrite 1 to 3.
+    replay.add(with_folds(range(7, 12), held_out=(8, 9, 11)))
+    assert (replay.held_out(10).reward / 10).tolist() == [4, 5, 8, 9, 11]
+    assert (replay.held_out(2).reward / 10).tolist() == [9, 11]
+
+
+def test_folds_come_in_runs_and_each_so_many_th_is_held_out():
+    folds = folds_of(torch.arange(8 * FOLD_RUN), 4).reshape(8, FOLD_RUN)
+    assert (folds == folds[:, :1]).all()
+    assert folds[:, 0].tolist() == [0, 1, 0, HELD_OUT, 0, 1, 0, HELD_OUT]
+    assert folds.dtype == torch.float32
+    # With an odd period both folds give some up.
+    folds = folds_of(torch.arange(0, 6 * FOLD_RUN, FOLD_RUN), 3)
+    assert folds.tolist() == [0, 1, HELD_OUT, 1, 0, HELD_OUT]
+
+
+def test_state_of_another_capacity_is_refused():
+    replay = Replay(4, 2, 1)
+    replay.add(transitions(1, 2, 3, 4))
+    replay.add(transitions(5))
+    for capacity in (9, 3):
+        with pytest.raises(ValueError, match=f'^replay capacity must be 4, as when it was stored, '
+                                             f'got {capacity}$'):
+            Replay(capacity, 2, 1).load_state_dict(replay.state_dict())
+
+
+def test_a_batch_larger_than_the_replay_is_refused():
+    with pytest.raises(ValueError, match='replay capacity must be at least one batch, 3, got 2'):
+        Replay(2, 2, 1).add(transitions(1, 2, 3))

@@ -1,0 +1,366 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""The parts of the action gradient, each against what it must compute."""
+
+import pytest
+import torch
+
+from dpg_robot.learn.action_gradient import change_and_reward
+from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
+from dpg_robot.learn.replay import Batch, HELD_OUT
+
+NAMES = tuple(ESTIMATORS)
+
+
+def spy(gradient):
+    """Record the samples that the estimator of a gradient is given."""
+    samples, correction = [], gradient.estimator.correction
+    gradient.estimator = gradient.estimator._replace(
+        correction=lambda sample: (samples.append(sample), correction(sample))[1])
+    return samples
+
+
+def asked_for(gradient):
+    """Make the corrections something else than zero."""
+    gradient.scale.fill_(1.0)
+    torch.nn.init.normal_(gradient.gradient.weights[-1])
+
+
+def test_target_bootstraps_unless_terminated(make_gradient, with_known_value):
+    gradient = make_gradient(gamma=0.9, reward_scale=0.5)
+    with_known_value(gradient.value)
+    # The first row goes on, or was truncated: that is the same. The second row terminated.
+    batch = Batch(torch.full((3, 2), 50.0), torch.zeros(3, 1), torch.tensor([1.0, 1.0, 1.0]),
+                  torch.tensor([[2.0, 0.0], [2.0, 0.0], [-2.0, 0.0]]),
+                  torch.tensor([0., 1., 0.]), torch.zeros(3))
+    torch.testing.assert_close(gradient.target(batch), torch.tensor([0.5 + 0.9 * 6, 0.5, 0.5]))
+
+
+def test_target_normalises_the_next_observation(make_gradient, with_known_value, random_batch):
+    gradient, batch = make_gradient(gamma=0.5), random_batch(100)
+    with_known_value(gradient.value)
+    batch = batch._replace(obs=batch.obs * 10 + 40)
+    gradient.norm.update(batch.obs)
+    bootstrap = 3 * (batch.next_obs[:, 0] - batch.obs[:, 0].mean()) \
+        / batch.obs[:, 0].std(unbiased=False)
+    expected = batch.reward + 0.5 * (1 - batch.terminated) * bootstrap.clamp(0, 30)
+    torch.testing.assert_close(gradient.target(batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_outcome_is_the_change_and_the_reward():
+    batch = Batch(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 1), torch.tensor([5.0]),
+                  torch.tensor([[1.5, 4.0]]), torch.zeros(1), torch.zeros(1))
+    assert change_and_reward(batch).tolist() == [[0.5, 2.0, 5.0]]
+
+
+def test_denoiser_is_told_the_outcome_that_was_chosen(make_gradient, random_batch, monkeypatch):
+    batch = random_batch(50, obs_dim=3)
+    batch = batch._replace(reward=4 * batch.reward + 2)
+    raw = change_and_reward(batch)
+    normal = (raw - raw.mean(0)) / raw.std(0, unbiased=False)
+    expected = {'state': normal, 'achieved_goal': normal[:, [2, 0, 3]], 'reward': normal[:, 3:]}
+    for outcome in ('state', 'achieved_goal', 'reward', 'value'):
+        gradient = make_gradient('denoising', 3, outcome=outcome, achieved_goal=(2, 0))
+        gradient.observe(batch)
+        told = []
+        gradient.denoiser.register_forward_pre_hook(lambda module, args: told.append(args[2]))
+        gradient.losses(batch)
+        if outcome == 'value':  # (y - V(s)) / scale
+            difference = batch.reward - gradient._value(batch.obs).detach()
+            expected['value'] = (difference / difference.square().mean().sqrt())[:, None]
+        torch.testing.assert_close(told[0], expected[outcome], rtol=1e-4, atol=1e-4)
+
+
+def test_achieved_goal_as_outcome_needs_one(make_gradient):
+    with pytest.raises(ValueError, match='^outcome achieved_goal needs a task with an achieved '
+                                         'goal, got none$'):
+        make_gradient(outcome='achieved_goal')
+
+
+def test_scale_is_the_deviation_of_the_target_from_the_value(
+        make_gradient, with_known_value, random_batch):
+    gradient, batch = make_gradient('critic', gamma=0.9), random_batch(100)
+    with_known_value(gradient.value)
+    difference = gradient.target(batch) - 3 * batch.obs[:, 0].clamp(min=0)
+    first = difference.square().mean().sqrt()
+    gradient.losses(batch)
+    torch.testing.assert_close(gradient.scale, first)
+    # The critic learns the advantage in that unit.
+    q = gradient.critic(torch.cat([batch.obs, batch.action], -1))[..., 0]
+    loss = (q - difference / first).square().mean(1).sum()
+    torch.testing.assert_close(gradient.losses(batch)[0]['critic'], loss)
+    torch.testing.assert_close(gradient.advantages(batch.obs, batch.action), first * q)
+    gradient.losses(batch._replace(reward=batch.reward + 100))
+    assert first < gradient.scale < 1.3 * first  # the scale follows slowly
+
+
+@pytest.mark.parametrize('estimator', NAMES)
+def test_a_look_at_the_losses_changes_nothing(make_gradient, random_batch, estimator):
+    gradient, batch = make_gradient(estimator, lean_on='both'), random_batch(40)
+    gradient.observe(batch)
+    gradient.losses(batch)
+    before = {name: value.clone() for name, value in gradient.state_dict().items()}
+    gradient.eval()
+    gradient.losses(random_batch(40)._replace(reward=5 * torch.randn(40)))
+    after = gradient.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_only_the_wanted_losses_come_back(make_gradient, random_batch):
+    gradient, batch = make_gradient(lean_on='both'), random_batch(40)
+    for wanted in ('denoiser',), ('model',), ('critic',), ('gradient',), ('critic', 'gradient'):
+        assert tuple(gradient.losses(batch, wanted)[0]) == wanted
+    assert set(gradient.losses(batch)[0]) == {'denoiser', 'model', 'critic', 'gradient'}
+
+
+@pytest.mark.parametrize('estimator', NAMES)
+def test_losses_touch_disjoint_parameters(make_gradient, random_batch, estimator):
+    gradient, batch = make_gradient(estimator, lean_on='both', baseline='model'), random_batch(40)
+    losses, _ = gradient.losses(batch)
+    parameters = dict(gradient.named_parameters())
+    for name, loss in losses.items():
+        grads = torch.autograd.grad(loss, parameters.values(), retain_graph=True,
+                                    allow_unused=True)
+        touched = {key.split('.')[0] for key, grad in zip(parameters, grads) if grad is not None}
+        assert touched == {name}
+
+
+def constant_critics(gradient, *values):
+    for parameter in gradient.critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        gradient.critic.biases[-1][:, 0, 0] = torch.tensor(values)
+
+
+@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'discriminative'])
+def test_each_transition_gets_the_baseline_of_the_other_fold(
+        make_gradient, random_batch, estimator):
+    batch = random_batch(30)._replace(fold=torch.arange(30) % 3)
+    expected = torch.tensor([20.0, 10.0, 15.0])[torch.arange(30) % 3]  # fold 2: both
+    for cross_fit, baseline in ((True, expected), (False, torch.full((30,), 15.0))):
+        gradient = make_gradient(estimator, cross_fit=cross_fit)
+        constant_critics(gradient, 10.0, 20.0)
+        samples = spy(gradient)
+        gradient.losses(batch)
+        target = (batch.reward - gradient._value(batch.obs).detach()) / gradient.scale
+        torch.testing.assert_close(samples[0].advantage, target - baseline)
+
+
+@pytest.mark.parametrize('cross_fit', [True, False])
+def test_each_critic_is_fitted_to_its_own_fold(make_gradient, random_batch, cross_fit):
+    batch = random_batch(40)
+    grads = []
+    for changed_fold in (None, 0, 1):
+        torch.manual_seed(0)
+        gradient = make_gradient('discriminative', cross_fit=cross_fit).eval()
+        gradient.scale.fill_(1.0)
+        reward = torch.where(batch.fold == changed_fold, 3.0, batch.reward) \
+            if changed_fold is not None else batch.reward
+        loss = gradient.losses(batch._replace(reward=reward))[0]['critic']
+        grads.append(torch.autograd.grad(loss, gradient.critic.biases[-1])[0].flatten())
+    for changed_fold in (0, 1):
+        same = grads[0] == grads[1 + changed_fold]
+        assert same.tolist() == [cross_fit and member != changed_fold for member in (0, 1)]
+
+
+def test_loss_of_the_critics_weighs_folds_so_that_their_sum_is_that_of_two_fits(
+        make_gradient, random_batch):
+    gradient, batch = make_gradient('discriminative').eval(), random_batch(40)
+    gradient.scale.fill_(1.0)
+    target = batch.reward - gradient._value(batch.obs).detach()
+    error = (gradient._advantages(batch.obs, batch.action).detach() - target).square()
+    expected = error[0, batch.fold == 0].mean() + error[1, batch.fold == 1].mean()
+    torch.testing.assert_close(gradient.losses(batch)[0]['critic'].detach(), expected)
+    # On held-out transitions both are measured.
+    unseen = batch._replace(fold=torch.full((40,), float(HELD_OUT)))
+    torch.testing.assert_close(gradient.losses(unseen)[0]['critic'].detach(),
+                               error.mean(1).sum())
+
+
+@pytest.mark.parametrize('cross_fit, fair', [(True, True), (False, False)])
+def test_noise_explained_away_shrinks_the_estimate_unless_cross_fitted(
+        linear_gaussian, make_gradient, exact_net, assert_mean, cross_fit, fair):
+    # y = o, whose gradient is 1. Critics with enough capacity learn each transition's noise by
+    # heart; an advantage without its noise knows nothing of the outcome.
+    world, num, obs_dim = linear_gaussian(), 300, 12
+    action, outcome = world.draw(num)
+    obs = torch.cat([torch.zeros(num, 1), torch.randn(num, obs_dim - 1)], -1)
+    next_obs = obs + torch.nn.functional.pad(outcome, (0, obs_dim - 1))
+    batch = Batch(obs, action, outcome[:, 0], next_obs, torch.zeros(num),
+                  (torch.arange(num) % 2).float())
+    gradient = make_gradient('denoising', obs_dim, sigma=world.sigma, cross_fit=cross_fit,
+                             hidden=(64,))
+    for parameter in gradient.value.parameters():
+        torch.nn.init.zeros_(parameter)
+    gradient.denoiser.net = exact_net(world, 1, obs_dim, obs_dim + 1)
+    optimizer = torch.optim.Adam(gradient.critic.parameters(), 1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        gradient.losses(batch, ('critic',))[0]['critic'].backward()
+        optimizer.step()
+    samples = spy(gradient)
+    for _ in range(50):
+        gradient.losses(batch)
+    estimates = torch.stack([s.advantage[:, None] * s.score for s in samples]).mean(0)
+    estimates = gradient.scale * estimates
+    if fair:
+        assert_mean(estimates, torch.tensor([1.0]))
+    else:
+        assert estimates.mean() < 0.3
+
+
+def physical_model(gradient, batch):
+    """Give the model a linear mean; return r + gamma V(s') - V(s) as a function of the action."""
+    size = gradient.outcome_norm.shift.shape[0]
+    matrix, offset = 0.5 * torch.randn(size, 3), torch.randn(size)
+    with torch.no_grad():
+        for parameter in gradient.model.mean.parameters():
+            parameter.zero_()
+        gradient.model.mean.weights[0][0, :, :2 * size] = torch.cat([matrix, -matrix]).T
+        gradient.model.mean.weights[1][0, :2 * size] = torch.cat(
+            [torch.eye(size), -torch.eye(size)])
+        gradient.model.mean.biases[1][0, 0] = offset
+    raw = change_and_reward(batch)
+    mean, std = raw.mean(0), raw.std(0, unbiased=False)
+
+    def target(obs, action):
+        normal = (obs - batch.obs.mean(0)) / batch.obs.std(0, unbiased=False)
+        outcome = mean + std * (torch.cat([normal, action], -1) @ matrix.T + offset)
+        next_normal = (obs[:, 0] + outcome[:, 0] - batch.obs[:, 0].mean()) \
+            / batch.obs[:, 0].std(unbiased=False)
+        return 0.5 * outcome[:, -1] + 0.9 * 3 * next_normal.clamp(min=0) \
+            - 3 * normal[:, 0].clamp(min=0)
+    return target
+
+
+@pytest.fixture
+def with_model(make_gradient, with_known_value, random_batch):
+    """Return a gradient with a known model and value, a batch, and the model's target."""
+    def build(estimator, **changes):
+        gradient = make_gradient(estimator, gamma=0.9, reward_scale=0.5, **changes)
+        batch = random_batch(60)
+        batch = batch._replace(obs=2 * batch.obs + 0.3, reward=3 * batch.reward + 1)
+        gradient.norm.update(batch.obs)
+        gradient.observe(batch)
+        with_known_value(gradient.value)
+        gradient.scale.fill_(1.7)
+        return gradient, batch, physical_model(gradient, batch)
+    return build
+
+
+def slope(function, action):
+    at = action.clone().requires_grad_()
+    return torch.autograd.grad(function(at).sum(), at)[0]
+
+
+def test_gradient_of_the_model_is_that_of_its_target(with_model):
+    gradient, batch, target = with_model('model')
+    expected = slope(lambda action: target(batch.obs, action), batch.action)
+    assert len(expected.unique()) > 1  # V(s') has a kink
+    torch.testing.assert_close(gradient(batch.obs, batch.action), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_the_critic_is_that_of_the_mean_critic(make_gradient, random_batch):
+    gradient, batch = make_gradient('critic'), random_batch(60)
+    gradient.scale.fill_(1.7)
+    expected = slope(lambda action: 1.7 * gradient.critic(
+        torch.cat([batch.obs, action], -1)).mean((0, 2)), batch.action)
+    torch.testing.assert_close(gradient(batch.obs, batch.action), expected)
+
+
+@pytest.mark.parametrize('lean_on, shares', [
+    ('critic', (0.3, 0.0)), ('model', (0.0, 0.6)), ('both', (0.3, 0.6))])
+def test_gradient_adds_its_guides_as_far_as_it_leans_on_them(with_model, lean_on, shares):
+    # The baseline of the model has the model made in each case.
+    gradient, batch, target = with_model('doubly_robust', lean_on=lean_on, baseline='model')
+    kept = [share for share in shares if share]
+    asked_for(gradient)
+    gradient.scale.fill_(1.7)
+    gradient.moments.copy_(torch.cat([torch.eye(len(kept)), torch.tensor(kept)[:, None]], -1))
+    with torch.no_grad():
+        amortised = 1.7 * gradient.gradient(
+            torch.cat([gradient.norm(batch.obs), batch.action], -1)).mean(0)
+    critic = slope(lambda action: gradient.advantages(
+        gradient.norm(batch.obs), action).mean(0), batch.action)
+    model = slope(lambda action: target(batch.obs, action), batch.action)
+    torch.testing.assert_close(gradient(batch.obs, batch.action),
+                               amortised + shares[0] * critic + shares[1] * model,
+                               rtol=3e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust'])
+def test_baseline_of_the_model(with_model, estimator):
+    gradient, batch, target = with_model(estimator, baseline='model')
+    gradient.eval()
+    samples, at = spy(gradient), []
+    gradient.denoiser.register_forward_hook(lambda module, args, got: at.append(got.action))
+    gradient.losses(batch)
+    value = 3 * gradient.norm(batch.obs)[:, 0].clamp(min=0)
+    expected = gradient.target(batch) - value - target(batch.obs, at[0])
+    torch.testing.assert_close(1.7 * samples[0].advantage, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_guides_are_the_gradients_of_critic_and_model_at_the_denoised_action(with_model):
+    gradient, batch, target = with_model('doubly_robust', lean_on='both')
+    batch = batch._replace(fold=torch.zeros(60))
+    gradient.eval()
+    samples, at = spy(gradient), []
+    gradient.denoiser.register_forward_hook(lambda module, args, got: at.append(got.action))
+    gradient.losses(batch)
+    model = slope(lambda action: target(batch.obs, action), at[0])
+    critic = slope(lambda action: gradient.advantages(gradient.norm(batch.obs), action)[1], at[0])
+    torch.testing.assert_close(1.7 * samples[0].guides, torch.stack([critic, model]),
+                               rtol=1e-3, atol=1e-3)
+
+
+def test_moments_follow_slowly(make_gradient, random_batch):
+    gradient = make_gradient(lean_on='both')
+    samples = spy(gradient)
+    assert gradient.lean.tolist() == [0, 0]
+    gradient.losses(random_batch(40))
+    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(samples[0]))
+    assert (gradient.lean >= 0).all()
+
+
+@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'reinforce'])
+def test_nothing_is_corrected_before_data_ask_for_it(make_gradient, random_batch, estimator):
+    gradient, batch = make_gradient(estimator), random_batch(20)
+    gradient.scale.fill_(1.0)
+    assert (gradient(batch.obs, batch.action) == 0).all()
+    asked_for(gradient)
+    assert (gradient(batch.obs, batch.action) != 0).any()
+
+
+def test_reinforce_has_one_gradient_for_all_actions(make_gradient, random_batch):
+    gradient, batch = make_gradient('reinforce'), random_batch(20)
+    asked_for(gradient)
+    first = gradient(batch.obs, batch.action)
+    assert torch.equal(first, gradient(batch.obs, -batch.action))
+    assert len(first.unique()) > 1
+
+
+@pytest.mark.parametrize('estimator, outcome, networks', [
+    ('denoising', 'state', 'denoiser critic gradient'),
+    ('reinforce', 'state', 'denoiser critic gradient'),
+    ('doubly_robust', 'reward', 'denoiser critic gradient'),
+    ('critic', 'state', 'critic'), ('disturbance_critic', 'state', 'denoiser critic'),
+    ('model', 'state', 'model critic'), ('discriminative', 'state', 'model critic gradient')])
+def test_each_estimator_has_the_networks_that_it_needs(
+        make_gradient, estimator, outcome, networks):
+    gradient = make_gradient(estimator, outcome=outcome)
+    found = {name for name in ('denoiser', 'model', 'critic', 'gradient')
+             if getattr(gradient, name) is not None}
+    assert found == set(networks.split())
+    assert len(gradient.parameter_groups()) == len(found)
