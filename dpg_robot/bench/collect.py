@@ -63,15 +63,10 @@ class Collection(NamedTuple):
     policy: dict[str, torch.Tensor]
     value: dict[str, torch.Tensor]
 
-    def replica(self, which: int, count: int) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-        """Return the newest transitions of the worlds with even (0) or odd (1) number.
-
-        :return: transitions, targets (count,) and executed actions (count, action_dim).
-        """
+    def replica(self, which: int, count: int) -> Batch:
+        """Return the newest ``count`` transitions of the worlds with even (0) or odd (1) number."""
         # The number of worlds is even, so rows of a world are all even or all odd.
-        def part(x):
-            return x[which::NUM_REPLICAS][-count:]
-        return Batch(*map(part, self.data)), part(self.target), part(self.executed)
+        return Batch(*(x[which::NUM_REPLICAS][-count:] for x in self.data))
 
     def networks(self, config: ExperimentConfig) -> tuple[nn.Module, nn.Module]:
         """Return policy and V as they were in the end, without gradients of their parameters."""

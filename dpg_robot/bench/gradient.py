@@ -55,8 +55,8 @@ from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
 
 FRACTIONS = (4, 2, 1)
 SWEEPS = {'noise': 'world.noise.actuator', 'dead_actuators': 'world.dead_actuators'}
-# fit(learner config, names, data, target (N,), executed (N, action_dim), policy, value, seed)
-# gives for each name a function of physical obs (n, obs_dim) and action (n, action_dim).
+# fit(learner config, names, data, policy, value, seed) gives for each name a function of physical
+# obs (n, obs_dim) and action (n, action_dim).
 Fit = Callable[..., dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
 
 
@@ -196,10 +196,9 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
     if missing:
         _note(f'{folder.parent}, seed {seed}: fitting {", ".join(missing)} on '
               f'{count} transitions of replica {"AB"[which]}')
-        data, target, executed = collection.replica(which, count)
+        data = collection.replica(which, count)
         fit_seed = int(np.random.SeedSequence([seed, which, count]).generate_state(1)[0])
-        fitted = fit(config.learner, missing, data, target, executed,
-                     *collection.networks(config), fit_seed)
+        fitted = fit(config.learner, missing, data, *collection.networks(config), fit_seed)
         folder.mkdir(parents=True, exist_ok=True)
         for name in missing:
             gradient = fitted[name](truth.obs, truth.action).detach()

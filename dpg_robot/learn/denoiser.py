@@ -16,67 +16,128 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.networks import EnsembleMLP
 
+FIRST_SPREAD = 0.5
+LIKELIHOOD_WEIGHT = 0.05
+
+
+class Denoised(NamedTuple):
+    """What denoising a batch of actions gave.
+
+    :param loss: mean squared error of both answers, in units of sigma^2, plus a likelihood of the
+        spread; scalar.
+    :param action: a_hat = E[a | a~, s], shape (B, action_dim), detached.
+    :param score: estimated grad_a_hat log p(o | s, a_hat), shape (B, action_dim), detached.
+    :param disturbance: xi = F^-1 score, shape (B, action_dim), detached: what the world added to the
+        action, read back from the outcome. F = E[score^2 | s, a_hat], element by element, is learned.
+    :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
+    :param spread: geometric mean width of the exploration given s, shape (action_dim,).
+    :param explained: share of the posterior variance of a, given a~ and s, that the outcome
+        explains; scalar. On held-out transitions it says how good the score is.
+    :param calibration: slope of a - a_hat on the shift that the outcome caused, scalar; 1 if the
+        score has the right size, less where it is over-fitted.
+    """
+
+    loss: torch.Tensor
+    action: torch.Tensor
+    score: torch.Tensor
+    disturbance: torch.Tensor
+    surprise: torch.Tensor
+    spread: torch.Tensor
+    explained: torch.Tensor
+    calibration: torch.Tensor
+
 
 class Denoiser(nn.Module):
     """Least-squares denoiser of actions, with and without the outcome, in one network.
 
-    ``a~ = a + sigma * eta``; the answers are ``a_hat(a~, s, o) = E[a | a~, s, o]`` and
-    ``a_hat(a~, s, null) = E[a | a~, s]``. By Tweedie's formula (Miyasawa 1961; Kadkhodaie and
-    Simoncelli 2020) ``sigma^2 grad log p_sigma(a~ | s, .) = a_hat - a~``, and by Bayes' rule the
-    difference of the two answers over sigma^2 is ``grad_a~ log p(o | s, a~)``, whatever policy
-    chose the actions.
+    ``a~ = a + sigma * eta``; the answers are ``a_hat_o = E[a | a~, s, o]`` and
+    ``a_hat = E[a | a~, s]``. By Tweedie's formula (Miyasawa 1961; Kadkhodaie and Simoncelli 2020)
+    and Bayes' rule, ``(a_hat_o - a_hat) / sigma^2 = grad_a~ log p(o | s, a~)``, whatever policy
+    chose the actions. The second-order formula, ``d a_hat / d a~ = Cov[a | a~, s] / sigma^2``, turns it
+    into the score at the denoised action itself (docs/mathematics.md):
 
-    The network predicts the residual in units of sigma, ``a_hat = a~ + sigma * net``.
+        grad_a_hat log p(o | s, a_hat) = Cov[a | a~, s]^-1 (a_hat_o - a_hat).
+
+    The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is for
+    Gaussian exploration of width ``spread``: a third output of the network, a function of (s, a~),
+    fitted by the likelihood of the residuals a - a_hat. F(s, a~), the score's variance, is a fourth.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
-                 hidden: tuple[int, ...], sigma: float):
+                 hidden: tuple[int, ...], sigma: float, sigma_ratio: float = 1.0):
         """Create a denoiser.
 
-        :param sigma: standard deviation of the denoising noise, in normalised action units.
-        :raises SpecError: if sigma is not positive.
+        :param sigma: standard deviation of the denoising noise, in normalised action units;
+            the geometric middle of its range.
+        :param sigma_ratio: each sample's sigma is drawn between ``sigma / sigma_ratio`` and
+            ``sigma * sigma_ratio``, log-uniformly, and is an input of the network.
+        :raises SpecError: if sigma is not positive, or sigma_ratio below 1.
         """
         super().__init__()
         if sigma <= 0:
             raise SpecError(f'denoiser sigma must be greater than 0, got {sigma}')
-        self.sigma = sigma
-        in_dim = action_dim + obs_dim + outcome_dim + 1
-        self.net = EnsembleMLP(in_dim, hidden, action_dim)
+        if sigma_ratio < 1:
+            raise SpecError(f'denoiser sigma_ratio must be at least 1, got {sigma_ratio}')
+        self.sigma, self.log_ratio = sigma, math.log(sigma_ratio)
+        in_dim = action_dim + obs_dim + outcome_dim + 2
+        self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
 
-    def residuals(self, noised: torch.Tensor, obs: torch.Tensor,
-                  outcome: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (a_hat - a~) / sigma with the outcome and without, each (B, action_dim).
+    def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
+                outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the residuals (a_hat - a~) / sigma with the outcome and without, spread, fisher.
+
+        The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
+        order one at any sigma: no score has its error divided by a small sigma.
 
         :param noised: noised actions a~, shape (B, action_dim).
+        :param sigma: their noise levels, shape (B, 1).
         :param obs: normalised observations, shape (B, obs_dim).
         :param outcome: normalised outcomes, shape (B, outcome_dim).
+        :return: four tensors of shape (B, action_dim).
         """
-        with_outcome = torch.cat([noised, obs, outcome, torch.ones_like(noised[:, :1])], -1)
-        without = torch.cat([noised, obs, torch.zeros_like(outcome),
-                             torch.zeros_like(noised[:, :1])], -1)
+        one, level = torch.ones_like(sigma), torch.log(sigma / self.sigma)
+        with_outcome = torch.cat([noised, obs, outcome, one, level], -1)
+        without = torch.cat([noised, obs, torch.zeros_like(outcome), 0 * one, level], -1)
         both = self.net(torch.cat([with_outcome, without]))[0]
-        return both.chunk(2)
+        gain = sigma / (sigma.square() + self.sigma ** 2) ** 0.5
+        given, null = both.chunk(2)
+        null, log_spread, log_fisher = null.chunk(3, -1)
+        spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
+        fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
+        return gain * given[:, :noised.shape[-1]], gain * null, spread, fisher
 
-    def loss_and_score(self, action: torch.Tensor, obs: torch.Tensor, outcome: torch.Tensor):
-        """Denoise freshly noised actions; learn from the error and read off the score.
+    def forward(self, action: torch.Tensor, obs: torch.Tensor,
+                outcome: torch.Tensor) -> Denoised:
+        """Noise actions afresh and denoise them.
 
         Every sample trains both answers, which is outcome dropout with its expectation taken.
 
         :param action: executed commands, shape (B, action_dim), in [-1, 1].
         :param obs: normalised observations, shape (B, obs_dim).
         :param outcome: normalised outcomes, shape (B, outcome_dim).
-        :return: the loss in units of sigma^2; the noised actions a~ (B, action_dim); and the
-            score grad_a~ log p(o | s, a~) there (B, action_dim), detached.
         """
         eta = torch.randn_like(action)
-        noised = action + self.sigma * eta
-        given, null = self.residuals(noised, obs, outcome)
-        loss = 0.5 * ((given + eta).square().mean() + (null + eta).square().mean())
-        # (a_hat_o - a_hat_null) / sigma^2, with a_hat = a~ + sigma * residual
-        return loss, noised, (given - null).detach() / self.sigma
+        level = 2 * torch.rand_like(action[:, :1]) - 1 if self.log_ratio else 0.0
+        sigma = self.sigma * torch.exp(self.log_ratio * level * torch.ones_like(action[:, :1]))
+        given, null, spread, fisher = self.answers(action + sigma * eta, sigma, obs, outcome)
+        loss_given, loss_null = (given + eta).square().mean(), (null + eta).square().mean()
+        residual = -sigma * (null + eta).detach()  # a - a_hat
+        variance = 1 / (sigma ** -2 + spread ** -2)
+        shift = sigma * (given - null).detach()
+        score = shift / variance.detach()
+        likelihood = residual.square() / variance + variance.log() \
+            + score.square() / fisher + fisher.log()
+        loss = 0.5 * (loss_given + loss_null) + LIKELIHOOD_WEIGHT * likelihood.mean()
+        with torch.no_grad():
+            calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
+            return Denoised(loss, action - residual, score, score / fisher,
+                            -sigma * null / variance, spread.log().mean(0).exp(), 1 - loss_given / loss_null, calibration)

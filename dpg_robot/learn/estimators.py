@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Per-sample estimates of g(s, a~) = grad_a~ E[y | s, a~] (docs/mathematics.md).
+"""Per-sample estimates of g(s, a) = grad_a E[y | s, a] (docs/mathematics.md).
 
-``y = r + gamma * (1 - terminated) * V(s')`` is the one-step target, ``a~`` the noised action,
-``b(s, a~)`` a baseline, ``score = grad_a~ log p(o | s, a~)`` the denoiser's, ``h`` the gradient of
-a critic. An estimate is ``c h + correction``: the correction is noisy, sample by sample, and
-is regressed on (s, a~); h is already a function of (s, a~).
+``y = r + gamma * (1 - terminated) * V(s')`` is the one-step target, ``a`` the denoised action,
+``b(s, a)`` a baseline, ``score = grad_a log p(o | s, a)`` the denoiser's, ``h_i`` gradients of
+learned functions: a critic, a model of the world. An estimate is ``sum_i c_i h_i + correction``: the
+correction is noisy, sample by sample, and is regressed on (s, a); h is already a function of it.
 """
 
 from __future__ import annotations
@@ -31,29 +31,19 @@ import torch
 class Sample(NamedTuple):
     """What an estimator may use, for a batch of transitions.
 
-    :param advantage: y - b(s, a~), shape (B,).
-    :param score: estimated grad_a~ log p(o | s, a~), shape (B, action_dim).
-    :param critic_grad: h = grad_a~ Q(s, a~), shape (B, action_dim).
-    :param fisher: F = E[score score^T], shape (action_dim, action_dim).
-    :param lean: coefficient of the control variate, scalar; see :func:`best_lean`.
+    :param advantage: y - b(s, a), shape (B,).
+    :param score: estimated grad_a log p(o | s, a), shape (B, action_dim).
+    :param guides: the gradients h_i, shape (num_guides, B, action_dim).
+    :param disturbance: xi = F^-1 score with F = E[score^2 | s, a], shape (B, action_dim): what the
+        world added to the action, read from the outcome.
+    :param lean: the coefficients c_i, shape (num_guides,); see :func:`best_lean`.
     """
 
     advantage: torch.Tensor
     score: torch.Tensor
-    critic_grad: torch.Tensor
-    fisher: torch.Tensor
+    guides: torch.Tensor
+    disturbance: torch.Tensor
     lean: torch.Tensor
-
-
-class Estimator(NamedTuple):
-    """How one estimator is put together.
-
-    :param correction: its per-sample correction, shape (B, action_dim); None if it has none.
-    :param uses_critic: whether h is part of its answer.
-    """
-
-    correction: Callable[[Sample], torch.Tensor] | None
-    uses_critic: bool
 
 
 def denoising(sample: Sample) -> torch.Tensor:
@@ -61,44 +51,73 @@ def denoising(sample: Sample) -> torch.Tensor:
     return sample.advantage[:, None] * sample.score
 
 
-def recovered_disturbance(score: torch.Tensor, fisher: torch.Tensor) -> torch.Tensor:
-    """Return xi = F^-1 score: what the world added to the action, read from the outcome.
-
-    Of all functions of the outcome whose mean moves by one with the action, xi has the least
-    variance (the Cramer-Rao bound).
-
-    :return: disturbances, shape (B, action_dim), in normalised action units.
-    """
-    return torch.linalg.solve(fisher, score.T).T
-
-
 def doubly_robust(sample: Sample) -> torch.Tensor:
-    """Return (y - b - c h . xi) score, the correction to c h.
+    """Return (y - b - sum_i c_i h_i . xi) score, the correction to sum_i c_i h_i.
 
-    ``c h + correction`` has the mean E[(y - b) score] for any h and any c, since
-    E[xi score^T] = I: a critic cannot bias it. If h is right, c = 1 leaves only the part of y - b
-    that h . xi does not explain. One F for all states, as here, moves the mean by
-    c (I - F(s) F^-1) h; a wrong score biases it as it biases :func:`denoising`.
+    Their sum has the mean E[(y - b) score] for any h and any c, since E[xi score^T] = I: a critic or
+    a model cannot bias it. If h is right, c = 1 leaves only the part of y - b that h . xi does not
+    explain. A wrong score biases it as it biases :func:`denoising`.
     """
-    disturbance = recovered_disturbance(sample.score, sample.fisher)
-    explained = sample.lean * (sample.critic_grad * disturbance).sum(-1)
+    explained = sample.lean @ explained_by_guides(sample)
     return (sample.advantage - explained)[:, None] * sample.score
 
 
-def best_lean(sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return numerator and denominator of the coefficient c that least disturbs the correction.
+def reinforce(sample: Sample) -> torch.Tensor:
+    """Return (y - b) score + h, with the score -grad_a log p(a | s) and h = grad_a b.
 
-    c = <(y - b) score, (h . xi) score> / <(h . xi) score, (h . xi) score>, the regression
-    coefficient of a control variate, averaged over batches before it is divided.
+    Integration by parts: over the actions that were taken in s, its mean is that of g(s, a), not
+    at each a. h makes up for a baseline that depends on the action: a control variate.
     """
-    disturbance = recovered_disturbance(sample.score, sample.fisher)
-    explained = (sample.critic_grad * disturbance).sum(-1)
-    weight = sample.score.square().sum(-1)
-    return (sample.advantage * explained * weight).mean(), (explained.square() * weight).mean()
+    return sample.advantage[:, None] * sample.score + sample.guides.sum(0)
+
+
+def explained_by_guides(sample: Sample) -> torch.Tensor:
+    """Return h_i . xi, what each guide makes of the disturbance, shape (num_guides, B)."""
+    return (sample.guides * sample.disturbance).sum(-1)
+
+
+def lean_moments(sample: Sample) -> torch.Tensor:
+    """Return the moments that decide how far to lean on each guide.
+
+    The c that make the mean square of the correction least solve ``M c = v`` with
+    ``M_ij = <(h_i . xi) score, (h_j . xi) score>`` and ``v_i = <(h_i . xi) score, (y - b) score>``:
+    the regression coefficients of control variates. To be averaged over batches.
+
+    :return: [M, v], shape (num_guides, num_guides + 1).
+    """
+    explained, weight = explained_by_guides(sample), sample.score.square().sum(-1)
+    both = torch.cat([explained, sample.advantage[None]])
+    return explained * weight @ both.T / len(weight)
+
+
+def best_lean(moments: torch.Tensor) -> torch.Tensor:
+    """Return the coefficients c_i of the control variates, each within 0 and 1.
+
+    :param moments: averages of :func:`lean_moments`.
+    """
+    matrix, covariance = moments[:, :-1], moments[:, -1]
+    # Two guides may nearly agree; a small ridge then shares the weight between them.
+    ridge = torch.diag(1e-3 * matrix.diagonal() + 1e-12)
+    return torch.linalg.solve(matrix + ridge, covariance).clamp(0, 1)
+
+
+class Estimator(NamedTuple):
+    """How one estimator is put together.
+
+    :param correction: its per-sample correction, shape (B, action_dim); None if it has none.
+    :param leans: whether it adds sum_i c_i h_i, the gradients of its guides.
+    """
+
+    correction: Callable[[Sample], torch.Tensor] | None
+    leans: bool = False
 
 
 ESTIMATORS = {
-    'denoising': Estimator(denoising, uses_critic=False),
-    'critic': Estimator(None, uses_critic=True),
-    'doubly_robust': Estimator(doubly_robust, uses_critic=True),
+    'denoising': Estimator(denoising),
+    'doubly_robust': Estimator(doubly_robust, leans=True),
+    'critic': Estimator(None),
+    'disturbance_critic': Estimator(None),
+    'model': Estimator(None),
+    'discriminative': Estimator(denoising),
+    'reinforce': Estimator(reinforce),
 }

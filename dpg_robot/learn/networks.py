@@ -88,6 +88,10 @@ class RunningNorm(nn.Module):
         """Normalise, shape (..., dim)."""
         return ((x - self.shift) * self.scale).clamp(-self.clip, self.clip)
 
+    def invert(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Return physical values, shape (..., dim)."""
+        return normalised / self.scale + self.shift
+
 
 @torch.no_grad()
 def polyak_update(target: nn.Module, source: nn.Module, rate: float) -> None:

@@ -56,7 +56,10 @@ class OnPolicyConfig:
     :param baseline: b of the estimators with a denoiser: V(s) alone, or an action's advantage.
     :param num_epochs: passes over a rollout to fit denoiser, critic and value; ``policy_epochs``
         to improve the policy; ``minibatches`` each.
-    :param temperature: weight of the entropy against advantages in units of their deviation.
+    :param temperature: weight of the entropy, against advantages in units of their deviation.
+    :param clip: how far reinforce lets a ratio of densities, new to old, leave 1.
+    :param drift: likewise of KL(slow copy of the policy | policy); ``drift_rate``, how fast that copy
+        follows, per rollout: at 1 it is the policy that acted. The stored estimates hold near it.
     """
 
     estimator: str = bounded(
@@ -77,8 +80,9 @@ class OnPolicyConfig:
     min_std: float = bounded(0.1, above=0, maximum=1)
     temperature: float = bounded(0.01, minimum=0)
     target_entropy: float | None = bounded(None)
-    drift: float = bounded(0.0, minimum=0)
-    drift_rate: float = bounded(0.05, above=0, maximum=1)
+    clip: float = bounded(0.2, above=0, maximum=0.9)
+    drift: float = bounded(1.0, minimum=0)
+    drift_rate: float = bounded(1.0, above=0, maximum=1)
     policy_rate: float = bounded(5e-4, above=0)
     value_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
@@ -105,6 +109,7 @@ class Prepared(NamedTuple):
     obs: torch.Tensor
     eps: torch.Tensor
     action: torch.Tensor
+    log_prob: torch.Tensor
     advantage: torch.Tensor
     value_goal: torch.Tensor
     outcome: torch.Tensor
@@ -225,8 +230,9 @@ class OnPolicyLearner(nn.Module):
             self.outcome_norm(change_and_reward(rows))
         if c.outcome == 'achieved_goal':
             outcome = outcome[:, [*self.places, -1]]
-        return Prepared(rows.obs, rows.eps, rows.action, normal, returns.flatten(), outcome,
-                        fold.flatten()), metrics
+        log_prob = self.policy.log_prob(rows.obs, rows.action)
+        return Prepared(rows.obs, rows.eps, rows.action, log_prob, normal, returns.flatten(),
+                        outcome, fold.flatten()), metrics
 
     def estimates(self, data: Prepared) -> torch.Tensor:
         """Return g of every transition, shape (B, action_dim); of reinforce A, shape (B, 1)."""
@@ -275,7 +281,10 @@ class OnPolicyLearner(nn.Module):
     def _policy_losses(self, data, gradient, metrics):
         action, log_prob = self.policy.sample(data.obs, data.eps)
         if self.config.estimator == 'reinforce':
-            ascent = gradient[:, 0] * self.policy.log_prob(data.obs, data.action)
+            # Its gradient is A grad log pi; clipped, or a repeated step could go any way (PPO).
+            ratio = (self.policy.log_prob(data.obs, data.action) - data.log_prob).exp()
+            bounds = 1 - self.config.clip, 1 + self.config.clip
+            ascent = torch.minimum(ratio * gradient[:, 0], ratio.clamp(*bounds) * gradient[:, 0])
         else:
             ascent = (gradient * action).sum(-1)
         temperature = self.log_temperature.detach().exp()

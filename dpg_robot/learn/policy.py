@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
 
 LOG_STD_MAX = 0.5
+# Actions this near to -1 and 1 are inverted as if they were so far: float32 ends soon after.
+SATURATION = 1e-6
 
 
 class SquashedGaussianPolicy(nn.Module):
@@ -48,12 +50,14 @@ class SquashedGaussianPolicy(nn.Module):
         with torch.no_grad():
             self.net.weights[-1].mul_(0.1)
 
-    def distribution(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def distribution(self, obs: torch.Tensor,
+                     net: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and log standard deviation before the tanh, each (B, action_dim).
 
         :param obs: physical observations, shape (B, obs_dim).
+        :param net: another network to take in place of this policy's own.
         """
-        mean, raw = self.net(self.norm(obs))[0].chunk(2, dim=-1)
+        mean, raw = (net or self.net)(self.norm(obs))[0].chunk(2, dim=-1)
         return mean, self.log_std_min + self.span * torch.sigmoid(raw)
 
     def forward(self, obs: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
@@ -61,15 +65,48 @@ class SquashedGaussianPolicy(nn.Module):
         mean, log_std = self.distribution(obs)
         return torch.tanh(mean + log_std.exp() * eps)
 
-    def sample(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, obs: torch.Tensor, eps: torch.Tensor | None = None
+               ) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw actions with their log densities.
 
+        :param eps: take these, shape (B, action_dim), in place of drawing them.
         :return: actions (B, action_dim), differentiable in theta, and log pi(a | s) (B,).
         """
         mean, log_std = self.distribution(obs)
-        eps = torch.randn_like(mean)
+        eps = torch.randn_like(mean) if eps is None else eps
         raw = mean + log_std.exp() * eps
-        log_normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(x)^2), stable for large |x|
-        log_slope = 2.0 * (math.log(2.0) - raw - F.softplus(-2.0 * raw))
-        return torch.tanh(raw), (log_normal - log_slope).sum(-1)
+        return torch.tanh(raw), _log_density(eps, log_std, raw)
+
+    def invert(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the eps with alpha(s, eps) = a, shape (B, action_dim).
+
+        Exact but for actions beyond 1 - ``SATURATION``, which are taken for that.
+        """
+        mean, log_std = self.distribution(obs)
+        return (_raw(action) - mean) * (-log_std).exp()
+
+    def log_prob(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return log pi(a | s) of given actions, shape (B,), saturated as in :meth:`invert`."""
+        mean, log_std = self.distribution(obs)
+        raw = _raw(action)
+        return _log_density((raw - mean) * (-log_std).exp(), log_std, raw)
+
+    def divergence(self, obs: torch.Tensor, net: nn.Module) -> torch.Tensor:
+        """Return the mean KL(policy with ``net`` | policy), which the tanh does not change."""
+        mean, log_std = self.distribution(obs)
+        with torch.no_grad():
+            other_mean, other_log_std = self.distribution(obs, net)
+        ratio = (other_log_std - log_std).exp()
+        distance = (other_mean - mean) * (-log_std).exp()
+        return (0.5 * (ratio.square() + distance.square() - 1) - ratio.log()).sum(-1).mean()
+
+
+def _raw(action):
+    return torch.atanh(action.clamp(SATURATION - 1, 1 - SATURATION))
+
+
+def _log_density(eps, log_std, raw):
+    log_normal = -0.5 * eps.square() - log_std - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(x)^2), stable for large |x|
+    log_slope = 2.0 * (math.log(2.0) - raw - F.softplus(-2.0 * raw))
+    return (log_normal - log_slope).sum(-1)

@@ -21,14 +21,25 @@ from typing import NamedTuple
 import torch
 
 
+FOLD_RUN = 50
+HELD_OUT = 2
+
+
 class Batch(NamedTuple):
-    """Transitions: obs, next_obs (B, obs_dim); action (B, action_dim); the rest (B,)."""
+    """Transitions: obs, next_obs (B, obs_dim); action (B, action_dim); the rest (B,).
+
+    ``fold``, 0 or 1, says which half of the data a transition belongs to, for cross-fitting: what
+    was fitted on one half is used on the other. Fold 2 is held out from all fits.
+    ``log_prob`` is log p(a | s) of the behaviour when it acted, NaN where nobody recorded it.
+    """
 
     obs: torch.Tensor
     action: torch.Tensor
     reward: torch.Tensor
     next_obs: torch.Tensor
     terminated: torch.Tensor
+    fold: torch.Tensor
+    log_prob: torch.Tensor = torch.tensor(torch.nan)
 
 
 class Replay:
@@ -43,7 +54,8 @@ class Replay:
         self.capacity, self.size, self.position = capacity, 0, 0
         self.data = Batch(torch.zeros(capacity, obs_dim), torch.zeros(capacity, action_dim),
                           torch.zeros(capacity), torch.zeros(capacity, obs_dim),
-                          torch.zeros(capacity))
+                          torch.zeros(capacity), torch.zeros(capacity),
+                          torch.full((capacity,), torch.nan))
 
     def add(self, batch: Batch) -> None:
         """Store a batch of transitions over the oldest ones.
@@ -61,8 +73,16 @@ class Replay:
         self.size = min(self.size + count, self.capacity)
 
     def sample(self, batch_size: int) -> Batch:
-        """Draw transitions uniformly, with replacement."""
-        index = torch.randint(self.size, (batch_size,))
+        """Draw transitions that are not held out, uniformly, with replacement."""
+        # Few are held out, so twice as many draws are enough.
+        index = torch.randint(self.size, (2 * batch_size,))
+        index = index[self.data.fold[index] < HELD_OUT][:batch_size]
+        return Batch(*(store[index] for store in self.data))
+
+    def held_out(self, count: int) -> Batch:
+        """Return the newest transitions that are held out, at most ``count``."""
+        oldest_first = torch.arange(self.position, self.position + self.size) % max(self.size, 1)
+        index = oldest_first[self.data.fold[oldest_first] == HELD_OUT][-count:]
         return Batch(*(store[index] for store in self.data))
 
     def state_dict(self) -> dict:
@@ -81,3 +101,14 @@ class Replay:
         self.position, self.size = position, size
         for store, values in zip(self.data, state['data']):
             store[:self.size] = values
+
+
+def folds_of(rows: torch.Tensor, held_out_every: int) -> torch.Tensor:
+    """Deal rows to folds 0 and 1, and each so many-th run to fold 2, which is held out.
+
+    :param rows: numbers of the transitions in time; runs of ``FOLD_RUN`` stay together, since
+        neighbours are alike.
+    """
+    run = rows // FOLD_RUN
+    held_out = run % held_out_every == held_out_every - 1
+    return torch.where(held_out, HELD_OUT, run % 2).float()

@@ -22,6 +22,7 @@ import contextlib
 from dataclasses import asdict, dataclass
 import fcntl
 import json
+import logging
 import math
 from pathlib import Path
 import time
@@ -35,12 +36,17 @@ from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.learner import Learner, LearnerConfig
-from dpg_robot.learn.replay import Batch, Replay
+from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, Replay
 
 CHECKPOINT_FILE = 'checkpoint.pt'
 CONFIG_FILE = 'config.yaml'
 METRICS_FILE = 'metrics.jsonl'
 RECENT_EPISODES = 20
+HELD_OUT_EVERY = 20
+HELD_OUT_BATCH = 1024
+MIN_HELD_OUT = 50
+NARROW = 0.25
+logger = logging.getLogger('dpg_robot')
 
 
 @dataclass(frozen=True)
@@ -121,14 +127,15 @@ class Trainer:
         self.rng = np.random.default_rng(config.seed)
         obs_dim = envs.single_observation_space.shape[0]
         action_dim = envs.single_action_space.shape[0]
-        self.learner = Learner(learner_config, obs_dim, action_dim)
+        self.learner = Learner(learner_config, obs_dim, action_dim,
+                               envs.get_attr('achieved_goal')[0])
         self.replay = Replay(min(config.replay_capacity, config.env_steps + config.num_envs),
                              obs_dim, action_dim)
         self.env_steps, self.updates, self.updates_due = 0, 0, 0.0
         self.running_return = np.zeros(config.num_envs)
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT_EPISODES)
         self.last_eval: dict[str, Any] | None = None
-        self.train_seconds = 0.0
+        self.train_seconds, self.warned = 0.0, False
         # Far from the small numbers that evaluations take for seeds.
         seeds = np.random.SeedSequence(config.seed).generate_state(config.num_envs)
         self.obs, _ = envs.reset(seed=[int(seed) for seed in seeds])
@@ -205,7 +212,7 @@ class Trainer:
 
     def _collect(self):
         """Take one step in every world and remember it."""
-        action = self._explore()
+        action, log_prob = self._explore()
         obs, reward, terminated, truncated, info = self.envs.step(action)
         self.running_return += reward
         # Truncation is not termination: bootstrap from the true last observation.
@@ -217,19 +224,27 @@ class Trainer:
             self.recent.append((float(self.running_return[i]), success))
             self.running_return[i] = 0.0
         batch = Batch(*(torch.as_tensor(x, dtype=torch.float32)
-                        for x in (self.obs, action, reward, next_obs, terminated)))
+                        for x in (self.obs, action, reward, next_obs, terminated, self._folds(),
+                                  log_prob)))
         self.replay.add(batch)
         self.learner.observe(batch)
         self.obs = obs
         self.env_steps += self.config.num_envs
 
+    def _folds(self):
+        step, worlds = self.env_steps // self.config.num_envs, torch.arange(self.config.num_envs)
+        return folds_of(step + FOLD_RUN * worlds, HELD_OUT_EVERY)
+
     def _explore(self):
         if self.env_steps < self.config.warmup_steps:
             shape = (self.config.num_envs, self.learner.action_dim)
-            return self.rng.uniform(-1, 1, shape).astype(np.float32)
+            log_prob = np.full(self.config.num_envs, -shape[1] * math.log(2.0))
+            return self.rng.uniform(-1, 1, shape).astype(np.float32), log_prob
         with torch.no_grad():
             obs = torch.as_tensor(self.obs, dtype=torch.float32)
-            return self.learner.policy.sample(obs)[0].numpy()
+            action = self.learner.policy.sample(obs)[0]
+            # Computed as it will be again, near saturation too: the same policy has weight 1.
+            return action.numpy(), self.learner.policy.log_prob(obs, action).numpy()
 
     def _learn(self):
         metrics = {}
@@ -247,6 +262,8 @@ class Trainer:
 
     def _log(self, metrics, writer, on_progress):
         progress = self._progress()
+        metrics = metrics | self._measure()
+        self._warn(metrics)
         row = {**asdict(progress), 'train_seconds': round(self.train_seconds, 3),
                **{name: float(value) for name, value in metrics.items()}}
         with open(self.run_dir / METRICS_FILE, 'a') as file:
@@ -256,6 +273,24 @@ class Trainer:
             tag = name if '/' in name else f'training/{name}'
             writer.add_scalar(tag, value, self.env_steps)
         on_progress(progress)
+
+    def _measure(self):
+        """Return the learner's figures on transitions that it has not learned from."""
+        unseen = self.replay.held_out(HELD_OUT_BATCH)
+        if self.updates == 0 or len(unseen.reward) < MIN_HELD_OUT:
+            return {}
+        with torch.random.fork_rng(devices=[]):  # looking must not change the training
+            return self.learner.measure(unseen)
+
+    def _warn(self, metrics):
+        spread = float(metrics.get('exploration/spread_over_sigma', NARROW))
+        if spread < NARROW and not self.warned:
+            self.warned = True
+            sigma = self.learner.config.sigma
+            logger.warning(
+                'exploration must be at least %g of learner.sigma (%g) or the score drowns in noise, '
+                'got %.2g: lower learner.sigma, or raise learner.min_std or the entropy',
+                NARROW, sigma, spread)
 
     def _progress(self):
         now, (then, steps) = time.monotonic(), self._speed

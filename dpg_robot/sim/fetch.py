@@ -69,6 +69,8 @@ class FetchReach(Task):
     of the goal when it ends.
     """
 
+    achieved_goal_terms = ('end_effector_position',)
+
     def __init__(self, reward: str = 'dense', render_mode: str | None = None):
         """Build the simulation.
 

@@ -70,6 +70,8 @@ class HandReach(Task):
     a vector of 15 numbers, is below 1 cm when it ends.
     """
 
+    achieved_goal_terms = ('fingertip_position',)
+
     def __init__(self, reward: str = 'dense', render_mode: str | None = None):
         """Build the simulation.
 

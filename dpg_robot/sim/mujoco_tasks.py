@@ -48,6 +48,8 @@ class Reacher(_TorqueTask):
     of their sines and cosines. The reward is minus the distance, minus the squared action.
     """
 
+    achieved_goal_terms = ('fingertip_position',)
+
     def __init__(self, render_mode: str | None = None):
         """Build the simulation."""
         super().__init__('reacher', 'Reacher-v5', _reacher_terms, render_mode)

@@ -94,6 +94,16 @@ class StochasticWorld(gymnasium.Wrapper):
         """Return the contract of this world's policies."""
         return self.env.policy_spec
 
+    @property
+    def achieved_goal(self) -> tuple[int, ...]:
+        """Return the places of the achieved goal in the observation; none if there is no goal."""
+        names, places, first = getattr(self.env.unwrapped, 'achieved_goal_terms', ()), [], 0
+        for term in self.policy_spec.observation:
+            if term.name in names:
+                places += range(first, first + term.size)
+            first += term.size
+        return tuple(places)
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; a seed makes everything that follows repeatable."""
         if seed is not None:

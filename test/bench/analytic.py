@@ -21,6 +21,8 @@ import gymnasium
 import numpy as np
 import torch
 
+from dpg_robot.bench.collect import one_step_target
+
 
 class AnalyticTask(gymnasium.Env):
     """The reward is ``slope . u - |u - centre|^2 / 2`` of the executed action u; s' = s + u.
@@ -56,8 +58,9 @@ def clipped_moments(mean, width):
     return np.array([one(m) for m in mean]).T
 
 
-def linear_fit(config, names, data, target, executed, policy, value, seed):
+def linear_fit(config, names, data, policy, value, seed):
     """Regress the target on [1, a]: the same gradient everywhere, for each of the names."""
+    target = one_step_target(config, policy, value, data.reward, data.next_obs, data.terminated)
     inputs = torch.cat([torch.ones(len(target), 1), data.action], -1).double()
     solution = torch.linalg.lstsq(inputs, target[:, None].double()).solution
     # The same to the bit each time, wherever the arrays lie in memory.

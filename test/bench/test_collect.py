@@ -75,13 +75,13 @@ def test_the_executed_action_is_known_at_every_step(collection):
 def test_replicas_are_disjoint_and_newest_first_in_choice(collection):
     half = NUM_TRANSITIONS // 2
     for which in (0, 1):
-        batch, target, executed = collection.replica(which, half)
-        assert batch.obs.shape == (half, 8) and executed.shape == (half, 3)
-        np.testing.assert_array_equal(target, collection.target[which::2][-half:])
+        batch = collection.replica(which, half)
+        assert batch.obs.shape == (half, 8)
+        np.testing.assert_array_equal(batch.reward, collection.data.reward[which::2][-half:])
         # One world's transitions, in order, with an end every 50 steps.
         follows = (batch.next_obs[:-1] == batch.obs[1:]).all(1)
         assert (~follows).sum() in (1, 2)
-    first, second = (collection.replica(which, NUM_TRANSITIONS)[0] for which in (0, 1))
+    first, second = (collection.replica(which, NUM_TRANSITIONS) for which in (0, 1))
     assert not (first.obs[:, None, :] == second.obs[None]).all(-1).any()
 
 

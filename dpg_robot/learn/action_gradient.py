@@ -1,0 +1,340 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""All that learns g(s, a) = grad_a E[y | s, a] from replayed transitions, for one estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dpg_robot.contract.strict import bounded
+from dpg_robot.learn.denoiser import Denoiser
+from dpg_robot.learn.estimators import (
+    best_lean,
+    ESTIMATORS,
+    lean_moments,
+    Sample,
+)
+from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
+from dpg_robot.learn.replay import Batch, HELD_OUT
+from dpg_robot.learn.world_model import WorldModel
+
+NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
+MOMENT_RATE = 0.01
+SCALE_RATE = 0.001
+NUM_DISTURBANCES = 8
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Settings of the estimate of g(s, a); ``*_rate`` are Adam step sizes.
+
+    :param estimator: how the policy's gradient is estimated.
+    :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
+        the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
+    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it from
+        ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
+    :param lean_on: whose gradients doubly_robust starts from.
+    :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
+    :param cross_fit: fit each critic to one half of the data and use it as baseline and guide on
+        the other, where it has explained no noise away.
+    :param num_gradients: members of the amortised gradient's ensemble.
+    """
+
+    estimator: str = bounded('doubly_robust', choices=tuple(ESTIMATORS))
+    gamma: float = bounded(0.95, minimum=0, maximum=0.9999)
+    reward_scale: float = bounded(1.0, above=0)
+    hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    denoiser_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    gradient_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    outcome: str = bounded('state', choices=('state', 'achieved_goal', 'reward', 'value'))
+    sigma: float = bounded(0.2, above=0)
+    sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
+    lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
+    baseline: str = bounded('critic', choices=('critic', 'model'))
+    cross_fit: bool = True
+    critic_rate: float = bounded(1e-3, above=0)
+    denoiser_rate: float = bounded(1e-3, above=0)
+    gradient_rate: float = bounded(3e-4, above=0)
+    gradient_weight_decay: float = bounded(3.0, minimum=0)
+    num_gradients: int = bounded(2, minimum=1)
+
+
+class ActionGradient(nn.Module):
+    """Critic, denoiser, world model and amortised gradient: those that the estimator needs.
+
+    The critics learn the advantage ``Q(s, a) - V(s)`` in units of its own deviation, with the same slow V
+    that y bootstraps from: what is left to fit is small, and of order one in any task.
+
+    With a denoiser, the denoised action a_hat is the action throughout: critic and amortised
+    gradient are functions of (s, a_hat), where the score-function identity is exact at any sigma,
+    and fresh noise in every batch keeps the networks from over-fitting the replay.
+    """
+
+    def __init__(self, config: GradientConfig, obs_dim: int, action_dim: int, norm: RunningNorm,
+                 value: nn.Module, achieved_goal: tuple[int, ...] = ()):
+        """Create the networks.
+
+        :param norm: normaliser of observations, shared with the policy.
+        :param value: slow copy of V, from normalised observations, shared with the learner.
+        :param achieved_goal: places of the achieved goal in the observation.
+        :raises ValueError: if the outcome is the achieved goal and there is none.
+        """
+        super().__init__()
+        self.config, self.estimator = config, ESTIMATORS[config.estimator]
+        self.norm, self.value, self.action_dim = norm, value, action_dim
+        if config.outcome == 'achieved_goal' and not achieved_goal:
+            raise ValueError('outcome achieved_goal needs a task with an achieved goal, got none')
+        self.places = list(achieved_goal)
+        name, state_action = config.estimator, obs_dim + action_dim
+        self.guides = self._guides()
+        self.critic = EnsembleMLP(state_action, config.hidden, 1, 2)
+        self.register_buffer('scale', torch.tensor(0.0))
+        self.cross_fit = config.cross_fit and self.estimator.correction is not None
+        self.register_buffer('members', torch.arange(2.0)[:, None], persistent=False)
+        outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places) + 1,
+                       'reward': 1, 'value': 1}[config.outcome]
+        self.outcome_norm = RunningNorm(obs_dim + 1)
+        self.denoiser = self.model = self.gradient = None
+        if name in ('denoising', 'doubly_robust', 'disturbance_critic', 'reinforce'):
+            self.denoiser = Denoiser(obs_dim, action_dim, outcome_dim, config.denoiser_hidden,
+                                     config.sigma, config.sigma_ratio)
+        if name == 'disturbance_critic':
+            self.register_buffer('disturbance_std', torch.zeros(action_dim))
+        if name in ('model', 'discriminative') or 'model' in (*self.guides, config.baseline):
+            self.model = WorldModel(obs_dim, action_dim, obs_dim + 1, config.hidden)
+        if self.estimator.correction:
+            self.gradient = EnsembleMLP(state_action, config.gradient_hidden, action_dim,
+                                        config.num_gradients)
+            nn.init.zeros_(self.gradient.weights[-1])  # no correction until data ask for one
+            nn.init.zeros_(self.gradient.biases[-1])
+            self.register_buffer('moments', torch.zeros(len(self.guides), len(self.guides) + 1))
+
+    def _guides(self):
+        if self.estimator.leans:
+            return {'critic': ('critic',), 'model': ('model',),
+                    'both': ('critic', 'model')}[self.config.lean_on]
+        return ('critic',) if self.config.estimator == 'reinforce' else ()
+
+    def parameter_groups(self) -> list[dict]:
+        """Return the optimiser's groups."""
+        c = self.config
+        groups = [('critic', c.critic_rate, 0.0), ('denoiser', c.denoiser_rate, 0.0),
+                  ('model', c.critic_rate, 0.0),
+                  ('gradient', c.gradient_rate, c.gradient_weight_decay)]
+        return [{'params': list(getattr(self, name).parameters()), 'lr': rate,
+                 'weight_decay': decay} for name, rate, decay in groups
+                if getattr(self, name) is not None]
+
+    @property
+    def lean(self) -> torch.Tensor:
+        """Return how far the estimator leans on each guide, 0 to 1, shape (num_guides,)."""
+        if not self.estimator.leans:
+            return torch.ones(len(self.guides))
+        return best_lean(self.moments)
+
+    def observe(self, batch: Batch) -> None:
+        """Let the outcome's normaliser follow new transitions, each seen once."""
+        self.outcome_norm.update(change_and_reward(batch))
+
+    def target(self, batch: Batch) -> torch.Tensor:
+        """Return y = r + gamma (1 - terminated) V(s'), rewards scaled, shape (B,)."""
+        with torch.no_grad():
+            return self.config.reward_scale * batch.reward + self.config.gamma \
+                * (1 - batch.terminated) * self._value(self.norm(batch.next_obs))
+
+    def set_scale(self, batch: Batch) -> None:
+        """Take the scale of y - V(s) from these transitions, rather than follow it slowly."""
+        with torch.no_grad():
+            difference = self.target(batch) - self._value(self.norm(batch.obs))
+            self.scale.copy_(difference.square().mean().sqrt())
+
+    def losses(self, batch: Batch, wanted: tuple[str, ...] = NETWORKS
+               ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return the loss of every network, by name, and scalars to log.
+
+        The losses touch disjoint parameters: what one takes from another is detached. In training
+        mode the running moments follow.
+
+        :param wanted: the networks whose losses are asked for.
+        """
+        obs = self.norm(batch.obs)
+        target = self._follow_scale(self.target(batch) - self._value(obs))
+        losses, metrics, denoised, action = {}, {}, None, batch.action
+        if self.model is not None and 'model' in wanted:
+            outcome = self.outcome_norm(change_and_reward(batch))
+            losses['model'] = self.model.loss(obs, batch.action, outcome)
+        if self.denoiser is not None:
+            denoised = self.denoiser(batch.action, obs, self._outcome(batch, target))
+            losses['denoiser'], action = denoised.loss, denoised.action
+            metrics |= self._describe(denoised)
+        if 'critic' in wanted or 'gradient' in wanted:
+            if self.config.estimator == 'disturbance_critic':
+                action = action + denoised.disturbance
+                self._follow_disturbance(denoised.disturbance)
+            action = action.detach().requires_grad_()
+            q = self._advantages(obs, action)
+            error = (q - target).square()
+            if self.cross_fit:
+                mine = 2.0 * (batch.fold == self.members)
+                error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
+            losses['critic'] = error.mean(1).sum()
+            q = self._unseen(q, batch.fold)
+            metrics['critic/residual'] = (target - q.detach()).square().mean().sqrt()
+        if self.gradient is not None and 'gradient' in wanted:
+            sample = self._sample(batch, obs, action, q, target, denoised)
+            losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
+        return {name: loss for name, loss in losses.items() if name in wanted}, metrics
+
+    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached.
+
+        :param obs: physical observations, shape (B, obs_dim).
+        :param action: normalised actions, shape (B, action_dim).
+        """
+        physical, obs, action = obs, self.norm(obs), action.detach()
+        total = torch.zeros_like(action)
+        if self.gradient is not None:
+            with torch.no_grad():
+                total = total + self._amortised(obs, action).mean(0)
+        name = self.config.estimator
+        if name == 'disturbance_critic':
+            total = self._smoothed_critic_grad(obs, action)
+        elif name in ('critic', 'model'):
+            total = self._guide(name, physical, obs, action)
+        elif self.estimator.leans:
+            for share, guide in zip(self.lean, self.guides):
+                total = total + share * self._guide(guide, physical, obs, action)
+        return total * self.scale
+
+    def advantages(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return Q(s, a) - V(s) by each critic, shape (2, B).
+
+        :param obs: normalised observations, shape (B, obs_dim).
+        """
+        return self.scale * self._advantages(obs, action)
+
+    def _advantages(self, obs, action):
+        return self.critic(torch.cat([obs, action], -1))[..., 0]
+
+    def _unseen(self, q, fold):
+        """Return for each transition the critic that was not fitted to it; else both, (B,)."""
+        if not self.cross_fit:
+            return q.mean(0)
+        weight = (fold == self.members.flip(0)).float()
+        return (q * torch.where(fold < HELD_OUT, weight, 0.5)).sum(0)
+
+    def _value(self, obs):
+        return self.value(obs)[0, :, 0]
+
+    def _follow_scale(self, difference):
+        """Return y - V(s) in units of its own deviation."""
+        difference = difference.detach()
+        if self.training:
+            now = difference.square().mean().sqrt()
+            self.scale.copy_(torch.where(self.scale > 0, self.scale.lerp(now, SCALE_RATE), now))
+        return difference / self.scale.clamp(min=1e-6)
+
+    def _outcome(self, batch, target):
+        """Return what the denoiser is told, normalised, shape (B, outcome_dim)."""
+        if self.config.outcome == 'value':
+            return target[:, None]
+        outcome = self.outcome_norm(change_and_reward(batch))
+        if self.config.outcome == 'reward':
+            return outcome[:, -1:]
+        if self.config.outcome == 'achieved_goal':
+            return outcome[:, [*self.places, -1]]
+        return outcome
+
+    def _describe(self, denoised):
+        return {'score/norm': denoised.score.norm(dim=-1).mean(),
+                'score/mean': denoised.score.mean(0).norm(),
+                'score/explained': denoised.explained,
+                'score/calibration': denoised.calibration,
+                'exploration/spread_over_sigma': denoised.spread.min() / self.config.sigma}
+
+    def _follow_disturbance(self, disturbance):
+        if self.training:
+            self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
+
+    def _sample(self, batch, obs, action, q, target, denoised):
+        """Collect what the estimators use, and let the moments follow."""
+        name = self.config.estimator
+        guides = [torch.autograd.grad(q.sum(), action, retain_graph=True)[0]
+                  if guide == 'critic' else self._guide(guide, batch.obs, obs, action)
+                  for guide in self.guides]
+        guides = torch.stack(guides) if guides else action.new_zeros(0, *action.shape)
+        if name == 'discriminative':
+            score = disturbance = self.model.score(
+                obs, batch.action, self.outcome_norm(change_and_reward(batch)))
+        else:
+            score = denoised.surprise if name == 'reinforce' else denoised.score
+            disturbance = denoised.disturbance
+        baseline = q if self.config.baseline == 'critic' else \
+            self._model_target(batch.obs, obs, action)
+        advantage = (target - baseline).detach()
+        sample = Sample(advantage, score, guides, disturbance, self.lean)
+        if self.training and self.estimator.leans:
+            self.moments.lerp_(lean_moments(sample), MOMENT_RATE)
+        return sample
+
+    def _gradient_loss(self, obs, action, sample, metrics):
+        goal = self.estimator.correction(sample)
+        guess = self._amortised(obs, action.detach())
+        with torch.no_grad():
+            mean = guess.mean(0)
+            total = mean + torch.tensordot(sample.lean, sample.guides, 1)
+            signal = (total * sample.disturbance).sum(-1)
+            metrics['gradient/signal'] = signal.square().mean().sqrt()
+            # 1 if the regression is of the right size, less where it is over-fitted.
+            metrics['gradient/calibration'] = (mean * goal).sum() / mean.square().sum().clamp(
+                min=1e-12)
+        for guide, share in zip(self.guides, sample.lean):
+            metrics[f'gradient/lean_{guide}'] = share
+        return (guess - goal).square().sum(-1).mean(1).sum()
+
+    def _amortised(self, obs, action):
+        if self.config.estimator == 'reinforce':  # a function of s only: an average over actions
+            action = torch.zeros_like(action)
+        return self.gradient(torch.cat([obs, action], -1))
+
+    def _guide(self, name, physical, obs, action):
+        """Return the gradient of the critic or of the model's target, (B, action_dim)."""
+        with torch.enable_grad():
+            action = action.detach().requires_grad_()
+            total = self._advantages(obs, action).mean(0) if name == 'critic' else \
+                self._model_target(physical, obs, action)
+            return torch.autograd.grad(total.sum(), action)[0]
+
+    def _model_target(self, physical, obs, action):
+        """Return r_hat + gamma V(s'_hat(s, a)) - V(s), in units of ``scale``, shape (B,)."""
+        outcome = self.outcome_norm.invert(self.model.predict(obs, action))
+        following = self._value(self.norm(physical + outcome[:, :-1]))
+        target = self.config.reward_scale * outcome[:, -1] + self.config.gamma * following
+        return (target - self._value(obs)) / self.scale.clamp(min=1e-6)
+
+    def _smoothed_critic_grad(self, obs, action):
+        # The critic knows the executed action; the policy's g averages over what the world adds.
+        half = self.disturbance_std * torch.randn(
+            NUM_DISTURBANCES // 2, *action.shape, device=action.device)
+        return torch.stack([self._guide('critic', None, obs, action + xi)
+                            for xi in torch.cat([half, -half])]).mean(0)
+
+
+def change_and_reward(batch: Batch) -> torch.Tensor:
+    """Return what happened next: s' - s and the reward, shape (B, obs_dim + 1)."""
+    return torch.cat([batch.next_obs - batch.obs, batch.reward[:, None]], -1)

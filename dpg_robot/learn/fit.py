@@ -1,0 +1,123 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Fit estimators of g(s, a) hard to a fixed set of transitions and a fixed target.
+
+The same networks and losses as in training, in two stages: first what the estimates are made of,
+then the amortised gradients. Each network keeps the parameters with the least held-out loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward, GradientConfig
+from dpg_robot.learn.estimators import ESTIMATORS
+from dpg_robot.learn.networks import RunningNorm
+from dpg_robot.learn.replay import Batch, folds_of, HELD_OUT
+
+FIRST_STEPS, GRADIENT_STEPS = 6000, 3000
+CHECK_EVERY = 250
+BATCH_SIZE = 256
+FINAL_RATE = 0.03
+WEIGHT_DECAY = 0.1
+NUM_GRADIENTS = 3
+# What is fitted once and shared: estimators that need the same network of the same action.
+CRITIC_OF = {'disturbance_critic': 'executed', 'critic': 'clean', 'model': 'clean',
+             'discriminative': 'held apart'}
+HELD_OUT_EVERY = 10
+
+
+def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, policy, value,
+                 seed: int) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    """Fit estimators to the same transitions and the same target y.
+
+    :param names: of estimators.
+    :param data: transitions, N of them in the order of time.
+    :param policy: gives the normaliser of observations; ``value`` is V, from normalised
+        observations: both stay as they are.
+    :return: for each name a function of physical observations (n, obs_dim) and normalised
+        actions (n, action_dim) that gives gradients (n, action_dim).
+    :raises SpecError: if a name is unknown.
+    """
+    for name in names:
+        if name not in ESTIMATORS:
+            raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
+    torch.manual_seed(seed)
+    data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
+    config = replace(config, gradient_weight_decay=WEIGHT_DECAY, num_gradients=NUM_GRADIENTS)
+    dims = data.obs.shape[1], data.action.shape[1]
+    fits = {name: ActionGradient(replace(config, estimator=name), *dims, policy.norm, value)
+            for name in names}
+    outcome_norm = RunningNorm(dims[0] + 1)
+    outcome_norm.update(change_and_reward(data))
+    for fit in fits.values():
+        fit.outcome_norm = outcome_norm
+        fit.set_scale(data)
+    shared: dict[tuple[str, str], torch.nn.Module] = {}
+    for network in ('denoiser', 'model', 'critic'):
+        for name, fit in fits.items():
+            kind = CRITIC_OF.get(name, 'denoised') if network == 'critic' else ''
+            if getattr(fit, network) is None:
+                continue
+            if (network, kind) in shared:
+                setattr(fit, network, shared[network, kind])
+            else:
+                _fit(fit, network, data, FIRST_STEPS)
+                shared[network, kind] = getattr(fit, network)
+    for fit in fits.values():
+        if fit.gradient is not None:
+            _fit(fit, 'gradient', data, GRADIENT_STEPS)
+    return {name: fit.eval() for name, fit in fits.items()}
+
+
+def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int) -> None:
+    """Train one network, the others as they are, and keep its best parameters."""
+    module = getattr(fit, network)
+    group, = (group for group in fit.parameter_groups()
+              if group['params'][0] is next(module.parameters()))
+    optimizer = torch.optim.AdamW([group], weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, num_steps, group['lr'] * FINAL_RATE)
+    rows = torch.arange(len(data.reward))
+    held_out = data.fold == HELD_OUT
+    unseen, rows = Batch(*(x[held_out] for x in data)), rows[~held_out]
+    least, best = float('inf'), None
+    for step in range(1, num_steps + 1):
+        chosen = rows[torch.randint(len(rows), (BATCH_SIZE,))]
+        loss = fit.train().losses(Batch(*(x[chosen] for x in data)), (network,))[0][network]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=group['params'])
+        optimizer.step()
+        schedule.step()
+        if step % CHECK_EVERY == 0:
+            now = _held_out_loss(fit, network, unseen)
+            if now < least:
+                least, best = now, [p.detach().clone() for p in group['params']]
+    with torch.no_grad():
+        for parameter, value in zip(group['params'], best):
+            parameter.copy_(value)
+
+
+def _held_out_loss(fit, network, unseen):
+    fit.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same noise each time, so that losses can be compared
+        parts = [fit.losses(Batch(*part), (network,))[0][network].item() * len(part[0])
+                 for part in zip(*(x.split(2048) for x in unseen))]
+    return sum(parts)
