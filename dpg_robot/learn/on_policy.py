@@ -58,7 +58,7 @@ class OnPolicyConfig:
         to improve the policy; ``minibatches`` each.
     :param temperature: weight of the entropy, against advantages in units of their deviation.
     :param clip: how far reinforce lets a ratio of densities, new to old, leave 1.
-    :param drift: likewise of KL(slow copy of the policy | policy); ``drift_rate``, how fast that copy
+    :param drift: likewise of KL(slow copy of the policy | policy); ``drift_rate``, how fast the copy
         follows, per rollout: at 1 it is the policy that acted. The stored estimates hold near it.
     """
 
