@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import torch
 
-
 FOLD_RUN = 50
 HELD_OUT = 2
 

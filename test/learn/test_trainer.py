@@ -16,6 +16,7 @@
 
 from dataclasses import asdict
 import json
+import logging
 import math
 
 import numpy as np
@@ -33,8 +34,9 @@ import torch
 from dpg_robot import experiment
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
-from dpg_robot.learn.replay import Replay
-from dpg_robot.learn.trainer import Progress
+from dpg_robot.learn import trainer as module
+from dpg_robot.learn.replay import FOLD_RUN, HELD_OUT, Replay
+from dpg_robot.learn.trainer import Progress, Trainer
 
 EVALUATED = ('trainer.eval_every_steps=100', 'trainer.eval_episodes=1')
 
@@ -243,3 +245,57 @@ def test_training_worlds_are_not_those_of_an_evaluation(tmp_path, monkeypatch):
         open_trainer(tiny_config(f'trainer.seed={seed}'), tmp_path / str(seed), False).close()
     assert len(set(seen)) == 8
     assert not any(1e6 * k <= seed < 1e6 * k + 1000 for seed in seen for k in (1, 2, 3))
+
+
+def hold_out_more(monkeypatch):
+    """Hold out every third run, so that a short training has something to measure."""
+    monkeypatch.setattr(module, 'HELD_OUT_EVERY', 3)
+    monkeypatch.setattr(module, 'MIN_HELD_OUT', 10)
+
+
+def test_looking_at_held_out_transitions_does_not_change_a_training(tmp_path, monkeypatch):
+    hold_out_more(monkeypatch)
+    looking = train(tiny_config(), tmp_path / 'looking')
+    rows = [row for row in rows_of(tmp_path / 'looking') if 'held_out/loss/critic' in row]
+    assert len(rows) >= 4
+    assert {'held_out/loss/denoiser', 'held_out/score/explained',
+            'held_out/gradient/calibration'} <= rows[-1].keys()
+    monkeypatch.setattr(Trainer, '_measure', lambda self: {})
+    blind = train(tiny_config(), tmp_path / 'blind')
+    assert not any('held_out/loss/critic' in row for row in rows_of(tmp_path / 'blind'))
+    assert_same_parameters(looking, blind)
+
+
+def test_held_out_transitions_are_measured_and_never_learned_from(tmp_path, monkeypatch):
+    hold_out_more(monkeypatch)
+    trainer = open_trainer(tiny_config(), tmp_path, resume=False)
+    learned, measured = [], []
+    update, measure = trainer.learner.update, trainer.learner.measure
+    monkeypatch.setattr(trainer.learner, 'update',
+                        lambda batch: (learned.append(batch), update(batch))[1])
+    monkeypatch.setattr(trainer.learner, 'measure',
+                        lambda batch: (measured.append(batch), measure(batch))[1])
+    trainer.run()
+    assert learned and all((batch.fold < HELD_OUT).all() for batch in learned)
+    assert measured and all((batch.fold == HELD_OUT).all() for batch in measured)
+    assert all(len(batch.fold) == 32 for batch in learned)
+
+
+def test_folds_follow_time_and_worlds(whole):
+    folds = whole.replay.data.fold[:200].reshape(100, 2)
+    assert (folds[:FOLD_RUN] == torch.tensor([0.0, 1.0])).all()
+    assert (folds[FOLD_RUN:] == torch.tensor([1.0, 0.0])).all()
+
+
+def test_a_narrow_exploration_is_reported_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, 'dpg_robot'):
+        train(tiny_config('learner.sigma=5.0', 'learner.denoiser_rate=0.02'), tmp_path / 'narrow')
+    told = [record.getMessage() for record in caplog.records if 'exploration' in record.message]
+    assert len(told) == 1
+    assert told[0].startswith('exploration must be at least 0.25 of learner.sigma (5) or the '
+                              'score drowns in noise, got ')
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, 'dpg_robot'):
+        train(tiny_config('learner.sigma=0.2'), tmp_path / 'wide')
+        train(tiny_config('learner.estimator=critic'), tmp_path / 'critic')
+    assert not [record for record in caplog.records if 'exploration' in record.message]

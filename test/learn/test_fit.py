@@ -1,0 +1,153 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Fitting estimators hard to fixed transitions."""
+
+import pytest
+import torch
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn import fit as module
+from dpg_robot.learn.estimators import ESTIMATORS
+from dpg_robot.learn.fit import fit_gradient
+from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.replay import Batch, HELD_OUT
+
+CONFIG = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,), 'gamma': 0.0,
+          'sigma': 0.3, 'critic_rate': 5e-3, 'denoiser_rate': 5e-3, 'gradient_rate': 5e-3}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(module, 'FIRST_STEPS', 400)
+    monkeypatch.setattr(module, 'GRADIENT_STEPS', 400)
+    monkeypatch.setattr(module, 'CHECK_EVERY', 100)
+
+
+@pytest.fixture
+def very_quick(monkeypatch):
+    for name, value in (('FIRST_STEPS', 20), ('GRADIENT_STEPS', 20), ('CHECK_EVERY', 10)):
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture
+def data(linear_gaussian):
+    """Return transitions of o = a + nu w with the reward -o^2."""
+    obs = torch.stack([2 * torch.rand(4000) - 1, torch.zeros(4000)], -1)
+    action, outcome = linear_gaussian().draw(4000, obs[:, :1] / 2)
+    return Batch(obs, action, -outcome[:, 0].square(), torch.cat([obs[:, :1], outcome], -1),
+                 torch.zeros(4000), torch.zeros(4000), torch.zeros(4000))
+
+
+def fit(names, data, seed=0, **changes):
+    torch.manual_seed(0)
+    config = LearnerConfig(**CONFIG | changes)
+    learner = Learner(config, 2, 1)
+    for parameter in learner.value_target.parameters():
+        torch.nn.init.zeros_(parameter)
+    return fit_gradient(config, names, data, learner.policy, learner.value_target, seed)
+
+
+def slope_of(gradient):
+    obs = torch.stack([torch.linspace(-0.9, 0.9, 50), torch.zeros(50)], -1)
+    action = obs[:, :1] / 2
+    got = gradient(obs, action)
+    return ((got * action).sum() / action.square().sum()).item()
+
+
+@pytest.mark.parametrize('names', [('denoising', 'doubly_robust', 'critic', 'model'),
+                                   ('disturbance_critic', 'reinforce')])
+def test_fits_have_the_gradient_of_a_quadratic_reward(quick, data, names):
+    fits = fit(names, data)
+    assert tuple(fits) == names
+    for name, gradient in fits.items():
+        assert slope_of(gradient) == pytest.approx(-2.0, abs=0.6), name
+
+
+@pytest.mark.parametrize('names', [
+    ('doubly_robust', 'critic', 'model'), ('model', 'critic'),
+    ('discriminative', 'critic', 'model')])
+def test_an_estimator_made_of_shared_networks_has_its_scale(very_quick, data, names):
+    fits = fit(names, data, lean_on='both')
+    alone = fit(('model',), data)['model']
+    obs, action = data.obs[:20], data.action[:20]
+    assert fits['model'].model is fits[names[0]].model
+    expected = data.reward.square().mean().sqrt()  # V is 0
+    for gradient in (*fits.values(), alone):
+        assert gradient.scale.item() == pytest.approx(expected.item(), rel=0.05)
+    assert fits['model'](obs, action).abs().min() > 0
+
+
+def test_what_can_be_shared_is(very_quick, data):
+    fits = fit(tuple(ESTIMATORS), data, lean_on='both')
+    denoisers = {id(f.denoiser) for f in fits.values() if f.denoiser is not None}
+    models = {id(f.model) for f in fits.values() if f.model is not None}
+    critics = {name: id(f.critic) for name, f in fits.items()}
+    assert len(denoisers) == len(models) == 1
+    # Each kind of action has its critic: denoised, clean, recovered.
+    assert len({critics[name] for name in ('denoising', 'doubly_robust', 'reinforce')}) == 1
+    assert critics['critic'] == critics['model']
+    assert len(set(critics.values())) == 4
+
+
+def test_the_same_seed_gives_the_same_fit(very_quick, data):
+    places = data.obs[:9], data.action[:9]
+    one, same, other = (fit(('denoising',), data, seed=seed)['denoising'](*places)
+                        for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, monkeypatch):
+    seen, losses = [], iter([3.0, 1.0, 2.0])
+
+    def judge(fit, network, unseen):
+        assert (unseen.fold == HELD_OUT).all() and len(unseen.fold) == 400
+        seen.append([p.clone() for p in getattr(fit, network).parameters()])
+        return next(losses)
+    monkeypatch.setattr(module, '_held_out_loss', judge)
+    monkeypatch.setattr(module, 'FIRST_STEPS', 30)
+    gradient = fit(('critic',), data)['critic']
+    assert len(seen) == 3
+    for kept, second, last in zip(gradient.critic.parameters(), seen[1], seen[2]):
+        assert torch.equal(kept, second) and not torch.equal(kept, last)
+
+
+def test_held_out_transitions_are_not_trained_on(very_quick, data):
+    folds = module.folds_of(torch.arange(4000), module.HELD_OUT_EVERY)
+    poisoned = data._replace(
+        fold=folds, reward=torch.where(folds == HELD_OUT, torch.nan, data.reward))
+    torch.manual_seed(0)
+    learner = Learner(LearnerConfig(**CONFIG), 2, 1)
+    gradient = module.ActionGradient(
+        LearnerConfig(**CONFIG | {'estimator': 'critic'}), 2, 1, learner.policy.norm,
+        learner.value_target)
+    with pytest.raises(TypeError):  # no loss is the least, so nothing can be kept
+        module._fit(gradient, 'critic', poisoned, 20)
+    assert all(p.isfinite().all() for p in gradient.critic.parameters())
+    assert gradient.scale.isfinite()
+
+
+def test_policy_and_value_stay_as_they_are(very_quick, data):
+    torch.manual_seed(0)
+    learner = Learner(LearnerConfig(**CONFIG), 2, 1)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    fit_gradient(learner.config, ('doubly_robust', 'critic'), data, learner.policy,
+                 learner.value_target, 0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def test_unknown_names_are_refused(data):
+    with pytest.raises(SpecError, match='^estimators must be among denoising, .*, got magic$'):
+        fit(('denoising', 'magic'), data)
