@@ -12,13 +12,29 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Generalised advantage estimation over rollouts of many worlds, also where they are cut off."""
+"""Rollouts of many worlds, and generalised advantages over them, also where they are cut off."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
+
+
+class Rollout(NamedTuple):
+    """T steps of N worlds: obs, next_obs (T, N, obs_dim); eps, action (T, N, action_dim); (T, N).
+
+    ``next_obs`` is the true next observation, also where an episode ended.
+    """
+
+    obs: torch.Tensor
+    eps: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
+    next_obs: torch.Tensor
+    terminated: torch.Tensor
+    truncated: torch.Tensor
 
 
 def generalised_advantage(difference: torch.Tensor, terminated: torch.Tensor,

@@ -36,7 +36,7 @@ from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import change_and_reward
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, Sample
-from dpg_robot.learn.gae import generalised_advantage
+from dpg_robot.learn.gae import generalised_advantage, Rollout
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 
@@ -58,8 +58,8 @@ class OnPolicyConfig:
         to improve the policy; ``minibatches`` each.
     :param temperature: weight of the entropy, against advantages in units of their deviation.
     :param clip: how far reinforce lets a ratio of densities, new to old, leave 1.
-    :param drift: likewise of KL(slow copy of the policy | policy); ``drift_rate``, how fast the copy
-        follows, per rollout: at 1 it is the policy that acted. The stored estimates hold near it.
+    :param drift: likewise of KL(slow copy of the policy | policy). ``drift_rate`` is how fast the
+        copy follows, per rollout: at 1 it is the policy that acted, near which estimates hold.
     """
 
     estimator: str = bounded(
@@ -86,21 +86,6 @@ class OnPolicyConfig:
     policy_rate: float = bounded(5e-4, above=0)
     value_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
-
-
-class Rollout(NamedTuple):
-    """T steps of N worlds: obs, next_obs (T, N, obs_dim); eps, action (T, N, action_dim); (T, N).
-
-    ``next_obs`` is the true next observation, also where an episode ended.
-    """
-
-    obs: torch.Tensor
-    eps: torch.Tensor
-    action: torch.Tensor
-    reward: torch.Tensor
-    next_obs: torch.Tensor
-    terminated: torch.Tensor
-    truncated: torch.Tensor
 
 
 class Prepared(NamedTuple):
@@ -176,9 +161,9 @@ class OnPolicyLearner(nn.Module):
             next_obs = following.copy()
             for i in np.flatnonzero(terminated | truncated):
                 next_obs[i] = info['final_obs'][i]
-            rest = (torch.as_tensor(x, dtype=torch.float32, device=device)
-                    for x in (reward, next_obs, terminated, truncated))
-            steps.append((obs, eps, action, *rest))
+            steps.append((obs, eps, action, *(
+                torch.as_tensor(x, dtype=torch.float32, device=device)
+                for x in (reward, next_obs, terminated, truncated))))
             self.world_obs = following
         return Rollout(*(torch.stack(x) for x in zip(*steps)))
 
@@ -189,16 +174,12 @@ class OnPolicyLearner(nn.Module):
         self.outcome_norm.update(change_and_reward(flat))
 
     def update(self, rollout: Rollout) -> dict[str, torch.Tensor]:
-        """Learn from one rollout.
-
-        :return: scalars to log.
-        """
+        """Learn from one rollout and return scalars to log."""
         data, metrics = self.prepare(rollout)
-        for rows in self._minibatches(len(data.advantage), self.config.num_epochs):
-            self._step(self._fit_losses(Prepared(*(x[rows] for x in data)), metrics))
+        for _, part in self._minibatches(data, self.config.num_epochs):
+            self._step(self._fit_losses(part, metrics))
         gradient = self.estimates(data)
-        for rows in self._minibatches(len(data.advantage), self.config.policy_epochs):
-            part = Prepared(*(x[rows] for x in data))
+        for rows, part in self._minibatches(data, self.config.policy_epochs):
             self._step(self._policy_losses(part, gradient[rows], metrics))
         if self.slow_policy is not None:
             polyak_update(self.slow_policy, self.policy.net, self.config.drift_rate)
@@ -238,9 +219,9 @@ class OnPolicyLearner(nn.Module):
         """Return g of every transition, shape (B, action_dim); of reinforce A, shape (B, 1)."""
         if self.config.estimator == 'reinforce':
             return data.advantage[:, None]
-        size = -(-len(data.advantage) // self.config.minibatches)
-        return torch.cat([self._estimates(Prepared(*part))
-                          for part in zip(*(x.split(size) for x in data))])
+        size = -(-len(data.fold) // self.config.minibatches)
+        parts = zip(*(x.split(size) for x in data))
+        return torch.cat([self._estimates(Prepared(*part)) for part in parts])
 
     def _estimates(self, data):
         obs, denoised, action = self.policy.norm(data.obs), None, data.action
@@ -306,10 +287,11 @@ class OnPolicyLearner(nn.Module):
     def _advantages(self, obs, action):
         return self.critic(torch.cat([obs, action], -1))[..., 0]
 
-    def _minibatches(self, rows, epochs):
-        size = -(-rows // self.config.minibatches)
+    def _minibatches(self, data, epochs):
+        size = -(-len(data.fold) // self.config.minibatches)
         for _ in range(epochs):
-            yield from torch.randperm(rows, device=self.log_temperature.device).split(size)
+            for rows in torch.randperm(len(data.fold), device=data.fold.device).split(size):
+                yield rows, Prepared(*(x[rows] for x in data))
 
     def _step(self, losses):
         self.optimizer.zero_grad(set_to_none=True)
