@@ -325,6 +325,17 @@ def test_guides_are_the_gradients_of_critic_and_model_at_the_denoised_action(wit
                                rtol=1e-3, atol=1e-3)
 
 
+def test_discriminative_score_is_the_models_at_the_executed_action(make_gradient, random_batch):
+    gradient, batch = make_gradient('discriminative'), random_batch(40)
+    gradient.observe(batch)
+    samples = spy(gradient)
+    gradient.losses(batch)
+    raw = change_and_reward(batch)
+    normal = (raw - raw.mean(0)) / raw.std(0, unbiased=False)
+    expected = gradient.model.score(batch.obs, batch.action, normal)
+    torch.testing.assert_close(samples[0].score, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_moments_follow_slowly(make_gradient, random_batch):
     gradient = make_gradient(lean_on='both')
     samples = spy(gradient)
