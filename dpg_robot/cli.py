@@ -123,7 +123,7 @@ def _add_bench_gradient(benches):
 
 
 def _add_training_options(parser):
-    parser.add_argument('--estimator', help='denoising, critic or doubly_robust')
+    parser.add_argument('--estimator', help='how the gradient is estimated, such as doubly_robust')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--env-steps', type=int)
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',

@@ -33,11 +33,13 @@ FORBIDDEN = {
     'contract': HEAVY | {'onnxruntime', 'rclpy', 'yaml', 'scipy', 'pydantic'},
     'runtime': HEAVY | {'rclpy', 'yaml', 'scipy', 'pydantic'},
     'sim': WITH_SIM,
-    'learn': {'mujoco', 'gymnasium_robotics', 'rclpy', 'onnxruntime'}}
+    'learn': {'mujoco', 'gymnasium_robotics', 'rclpy', 'onnxruntime'},
+    'bench': {'rclpy', 'onnxruntime'}}
 # And which other rooms.
 CLOSED_ROOMS = {
     'contract': {'runtime', 'sim', 'learn', 'nodes'}, 'runtime': {'sim', 'learn', 'nodes'},
-    'sim': {'runtime', 'learn', 'nodes'}, 'learn': {'runtime', 'sim', 'nodes'}}
+    'sim': {'runtime', 'learn', 'nodes'}, 'learn': {'runtime', 'sim', 'nodes'},
+    'bench': {'runtime', 'nodes'}}
 
 
 def modules_of(room):

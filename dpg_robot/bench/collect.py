@@ -64,7 +64,7 @@ class Collection(NamedTuple):
     value: dict[str, torch.Tensor]
 
     def replica(self, which: int, count: int) -> Batch:
-        """Return the newest ``count`` transitions of the worlds with even (0) or odd (1) number."""
+        """Return the newest transitions of the worlds with even (0) or odd (1) number."""
         # The number of worlds is even, so rows of a world are all even or all odd.
         return Batch(*(x[which::NUM_REPLICAS][-count:] for x in self.data))
 

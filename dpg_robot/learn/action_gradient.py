@@ -46,8 +46,8 @@ class GradientConfig:
     :param estimator: how the policy's gradient is estimated.
     :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
         the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
-    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it from
-        ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
+    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it
+        from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
     :param lean_on: whose gradients doubly_robust starts from.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
     :param cross_fit: fit each critic to one half of the data and use it as baseline and guide on
@@ -66,7 +66,7 @@ class GradientConfig:
     sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
     lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
     baseline: str = bounded('critic', choices=('critic', 'model'))
-    cross_fit: bool = True
+    cross_fit: bool = False
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
     gradient_rate: float = bounded(3e-4, above=0)
@@ -77,8 +77,8 @@ class GradientConfig:
 class ActionGradient(nn.Module):
     """Critic, denoiser, world model and amortised gradient: those that the estimator needs.
 
-    The critics learn the advantage ``Q(s, a) - V(s)`` in units of its own deviation, with the same slow V
-    that y bootstraps from: what is left to fit is small, and of order one in any task.
+    The critics learn the advantage ``Q(s, a) - V(s)`` in units of its own deviation, with the
+    same slow V that y bootstraps from: what is left to fit is small, and of order one in any task.
 
     With a denoiser, the denoised action a_hat is the action throughout: critic and amortised
     gradient are functions of (s, a_hat), where the score-function identity is exact at any sigma,

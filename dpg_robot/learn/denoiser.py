@@ -36,8 +36,8 @@ class Denoised(NamedTuple):
         spread; scalar.
     :param action: a_hat = E[a | a~, s], shape (B, action_dim), detached.
     :param score: estimated grad_a_hat log p(o | s, a_hat), shape (B, action_dim), detached.
-    :param disturbance: xi = F^-1 score, shape (B, action_dim), detached: what the world added to the
-        action, read back from the outcome. F = E[score^2 | s, a_hat], element by element, is learned.
+    :param disturbance: xi = F^-1 score, shape (B, action_dim), detached: what the world added to
+        the action, read from the outcome. F = E[score^2 | s, a_hat], by element, is learned.
     :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
     :param spread: geometric mean width of the exploration given s, shape (action_dim,).
     :param explained: share of the posterior variance of a, given a~ and s, that the outcome
@@ -62,14 +62,15 @@ class Denoiser(nn.Module):
     ``a~ = a + sigma * eta``; the answers are ``a_hat_o = E[a | a~, s, o]`` and
     ``a_hat = E[a | a~, s]``. By Tweedie's formula (Miyasawa 1961; Kadkhodaie and Simoncelli 2020)
     and Bayes' rule, ``(a_hat_o - a_hat) / sigma^2 = grad_a~ log p(o | s, a~)``, whatever policy
-    chose the actions. The second-order formula, ``d a_hat / d a~ = Cov[a | a~, s] / sigma^2``, turns it
-    into the score at the denoised action itself (docs/mathematics.md):
+    chose the actions. The second-order formula, ``d a_hat / d a~ = Cov[a | a~, s] / sigma^2``,
+    turns it into the score at the denoised action itself (docs/mathematics.md):
 
         grad_a_hat log p(o | s, a_hat) = Cov[a | a~, s]^-1 (a_hat_o - a_hat).
 
-    The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is for
-    Gaussian exploration of width ``spread``: a third output of the network, a function of (s, a~),
-    fitted by the likelihood of the residuals a - a_hat. F(s, a~), the score's variance, is a fourth.
+    The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is
+    for Gaussian exploration of width ``spread``: a third output of the network, a function of (s,
+    a~), fitted by the likelihood of the residuals a - a_hat. F(s, a~), the score's variance, is a
+    fourth.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
@@ -139,5 +140,6 @@ class Denoiser(nn.Module):
         loss = 0.5 * (loss_given + loss_null) + LIKELIHOOD_WEIGHT * likelihood.mean()
         with torch.no_grad():
             calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
-            return Denoised(loss, action - residual, score, score / fisher,
-                            -sigma * null / variance, spread.log().mean(0).exp(), 1 - loss_given / loss_null, calibration)
+            return Denoised(
+                loss, action - residual, score, score / fisher, -sigma * null / variance,
+                spread.log().mean(0).exp(), 1 - loss_given / loss_null, calibration)

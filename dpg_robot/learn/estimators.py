@@ -16,8 +16,9 @@
 
 ``y = r + gamma * (1 - terminated) * V(s')`` is the one-step target, ``a`` the denoised action,
 ``b(s, a)`` a baseline, ``score = grad_a log p(o | s, a)`` the denoiser's, ``h_i`` gradients of
-learned functions: a critic, a model of the world. An estimate is ``sum_i c_i h_i + correction``: the
-correction is noisy, sample by sample, and is regressed on (s, a); h is already a function of it.
+learned functions: a critic, a model of the world. An estimate is ``sum_i c_i h_i + correction``:
+the correction is noisy, sample by sample, and is regressed on (s, a); h is already a function of
+it.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def denoising(sample: Sample) -> torch.Tensor:
 def doubly_robust(sample: Sample) -> torch.Tensor:
     """Return (y - b - sum_i c_i h_i . xi) score, the correction to sum_i c_i h_i.
 
-    Their sum has the mean E[(y - b) score] for any h and any c, since E[xi score^T] = I: a critic or
-    a model cannot bias it. If h is right, c = 1 leaves only the part of y - b that h . xi does not
-    explain. A wrong score biases it as it biases :func:`denoising`.
+    Their sum has the mean E[(y - b) score] for any h and any c, since E[xi score^T] = I: a critic
+    or a model cannot bias it. If h is right, c = 1 leaves only the part of y - b that h . xi does
+    not explain. A wrong score biases it as it biases :func:`denoising`.
     """
     explained = sample.lean @ explained_by_guides(sample)
     return (sample.advantage - explained)[:, None] * sample.score
@@ -80,8 +81,9 @@ def lean_moments(sample: Sample) -> torch.Tensor:
     """Return the moments that decide how far to lean on each guide.
 
     The c that make the mean square of the correction least solve ``M c = v`` with
-    ``M_ij = <(h_i . xi) score, (h_j . xi) score>`` and ``v_i = <(h_i . xi) score, (y - b) score>``:
-    the regression coefficients of control variates. To be averaged over batches.
+    ``M_ij = <(h_i . xi) score, (h_j . xi) score>`` and
+    ``v_i = <(h_i . xi) score, (y - b) score>``: the regression coefficients of control variates.
+    To be averaged over batches.
 
     :return: [M, v], shape (num_guides, num_guides + 1).
     """

@@ -60,7 +60,8 @@ def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, poli
             raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
     torch.manual_seed(seed)
     data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
-    config = replace(config, gradient_weight_decay=WEIGHT_DECAY, num_gradients=NUM_GRADIENTS)
+    config = replace(config, gradient_weight_decay=WEIGHT_DECAY, num_gradients=NUM_GRADIENTS,
+                     cross_fit=True)
     dims = data.obs.shape[1], data.action.shape[1]
     fits = {name: ActionGradient(replace(config, estimator=name), *dims, policy.norm, value)
             for name in names}

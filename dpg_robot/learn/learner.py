@@ -40,8 +40,8 @@ class LearnerConfig(GradientConfig):
     :param target_entropy: entropy per action dimension to tune the temperature to [nat]; null
         keeps the temperature fixed.
     :param value_samples: actions drawn in each state to average V(s) over.
-    :param soft_value: take ``T log int exp(Q / T) da`` for V(s), the value of the best policy, rather
-        than that of the present one; estimated from ``value_samples`` actions.
+    :param soft_value: take ``T log int exp(Q / T) da`` for V(s), the value of the best policy,
+        rather than that of the present one; estimated from ``value_samples`` actions.
     :param route: how g reaches theta: by the network that was fitted to it (``amortised``), or
         sample by sample, through the eps that would have given the replayed action (``inverted``).
     :param max_weight: importance weights of the inverted route are truncated at this.

@@ -288,7 +288,7 @@ class Trainer:
             self.warned = True
             sigma = self.learner.config.sigma
             logger.warning(
-                'exploration must be at least %g of learner.sigma (%g) or the score drowns in noise, '
+                'exploration must be at least %g of learner.sigma (%g), or noise drowns it, '
                 'got %.2g: lower learner.sigma, or raise learner.min_std or the entropy',
                 NARROW, sigma, spread)
 

@@ -52,7 +52,8 @@ class WorldModel(nn.Module):
         likelihood = self.log_density(obs, action, outcome, mean.detach())
         return (mean - outcome).square().mean() - likelihood.mean() / outcome.shape[-1]
 
-    def score(self, obs: torch.Tensor, action: torch.Tensor, outcome: torch.Tensor) -> torch.Tensor:
+    def score(self, obs: torch.Tensor, action: torch.Tensor, outcome: torch.Tensor
+              ) -> torch.Tensor:
         """Return grad_a log p(o | s, a) by differentiating the model, shape (B, action_dim)."""
         with torch.enable_grad():
             action = action.detach().requires_grad_()

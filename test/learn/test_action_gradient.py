@@ -177,7 +177,7 @@ def test_each_critic_is_fitted_to_its_own_fold(make_gradient, random_batch, cros
 
 def test_loss_of_the_critics_weighs_folds_so_that_their_sum_is_that_of_two_fits(
         make_gradient, random_batch):
-    gradient, batch = make_gradient('discriminative').eval(), random_batch(40)
+    gradient, batch = make_gradient('discriminative', cross_fit=True).eval(), random_batch(40)
     gradient.scale.fill_(1.0)
     target = batch.reward - gradient._value(batch.obs).detach()
     error = (gradient._advantages(batch.obs, batch.action).detach() - target).square()
@@ -313,7 +313,7 @@ def test_baseline_of_the_model(with_model, estimator):
 
 
 def test_guides_are_the_gradients_of_critic_and_model_at_the_denoised_action(with_model):
-    gradient, batch, target = with_model('doubly_robust', lean_on='both')
+    gradient, batch, target = with_model('doubly_robust', lean_on='both', cross_fit=True)
     batch = batch._replace(fold=torch.zeros(60))
     gradient.eval()
     samples, at = spy(gradient), []
