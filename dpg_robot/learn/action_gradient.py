@@ -201,25 +201,45 @@ class ActionGradient(nn.Module):
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached.
+        """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached."""
+        return self.estimate(obs, action)[0]
+
+    def estimate(self, obs: torch.Tensor, action: torch.Tensor
+                 ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return g(s, a), as :meth:`forward`, and Q(s, a) - V(s) by each critic.
 
         :param obs: physical observations, shape (B, obs_dim).
         :param action: normalised actions, shape (B, action_dim).
+        :return: shapes (B, action_dim) and (2, B), detached.
         """
         physical, obs, action = obs, self.norm(obs), action.detach()
         total = torch.zeros_like(action)
+        # One pass for the advantages and for their gradient, where that is asked for.
+        with torch.enable_grad():
+            at = action.clone().requires_grad_()
+            q = self._advantages(obs, at)
+            if self._asks_critic:
+                critic_grad = torch.autograd.grad(q.mean(0).sum(), at)[0]
         if self.gradient is not None:
             with torch.no_grad():
                 total = total + self._amortised(obs, action).mean(0)
         name = self.config.estimator
         if name == 'disturbance_critic':
             total = self._smoothed_critic_grad(obs, action)
-        elif name in ('critic', 'model'):
+        elif name == 'critic':
+            total = critic_grad
+        elif name == 'model':
             total = self._guide(name, physical, obs, action)
         elif self.estimator.leans:
             for share, guide in zip(self.lean, self.guides):
-                total = total + share * self._guide(guide, physical, obs, action)
-        return total * self.scale
+                total = total + share * (critic_grad if guide == 'critic' else self._guide(
+                    guide, physical, obs, action))
+        return total * self.scale, q.detach() * self.scale
+
+    @property
+    def _asks_critic(self):
+        leans_on_it = self.estimator.leans and 'critic' in self.guides
+        return self.config.estimator == 'critic' or leans_on_it
 
     def advantages(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return Q(s, a) - V(s) by each critic, shape (2, B).

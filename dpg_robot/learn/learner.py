@@ -122,15 +122,17 @@ class Learner(nn.Module):
         action, log_prob = self.policy.sample(batch.obs)
         # Ascend g . alpha(s, eps; theta) + temperature * entropy.
         if amortised:
-            gradient = self.action_gradient(batch.obs, action)
+            gradient, advantages = self.action_gradient.estimate(batch.obs, action)
             ascent = (gradient * action).sum(-1)
         else:
             ascent, gradient = inverted_ascent(
                 self.policy, self.action_gradient, batch, self.config.max_weight, metrics)
+            advantages = self.action_gradient.advantages(
+                self.policy.norm(batch.obs), action).detach()
         losses['policy'] = (self.temperature * log_prob - ascent).mean()
         if self.config.drift:
             losses['drift'] = self.config.drift * self._divergence(batch.obs)
-        losses['value'] = self._value_loss(batch.obs, action.detach(), log_prob.detach())
+        losses['value'] = self._value_loss(batch.obs, advantages, log_prob.detach())
         if self.config.target_entropy is not None and self.config.temperature > 0:
             excess = -log_prob.detach() - self.config.target_entropy * self.action_dim
             losses['temperature'] = (self.log_temperature.exp() * excess).mean()
@@ -153,13 +155,15 @@ class Learner(nn.Module):
         """Return KL(slow copy | policy) of the Gaussians before the tanh, which are the same."""
         return self.policy.divergence(obs, self.slow_policy)
 
-    def _value_loss(self, obs, action, log_prob):
+    def _value_loss(self, obs, advantages, log_prob):
         # V averages over the policy's own sampling, so it carries less noise than Q(s', a').
         normal = self.policy.norm(obs)
         with torch.no_grad():
-            soft = [self._soft_advantage(normal, action, log_prob)]
+            soft = [advantages.min(0).values - self.temperature * log_prob]
             for _ in range(self.config.value_samples - 1):
-                soft.append(self._soft_advantage(normal, *self.policy.sample(obs)))
+                action, log_prob = self.policy.sample(obs)
+                advantages = self.action_gradient.advantages(normal, action)
+                soft.append(advantages.min(0).values - self.temperature * log_prob)
             soft, temperature = torch.stack(soft), self.temperature
             if self.config.soft_value and temperature > 0:
                 # int exp(Q / T) da = E_pi[exp(Q / T - log pi)]
@@ -169,10 +173,6 @@ class Learner(nn.Module):
                 mean = soft.mean(0)
             goal = self.value_target(normal)[0, :, 0] + mean
         return (self.value(normal)[0, :, 0] - goal).square().mean()
-
-    def _soft_advantage(self, normal, action, log_prob):
-        advantage = self.action_gradient.advantages(normal, action).min(0).values
-        return advantage - self.temperature * log_prob
 
     def _step(self, losses):
         self.optimizer.zero_grad(set_to_none=True)

@@ -113,7 +113,8 @@ def value_goal(learner, advantages, slow_value=0.0):
         torch.nn.init.constant_(net.biases[-1], value)
     learner.action_gradient.advantages = advantages
     obs = torch.zeros(20, 2)
-    loss = learner._value_loss(obs, *(x.detach() for x in learner.policy.sample(obs)))
+    action, log_prob = (x.detach() for x in learner.policy.sample(obs))
+    loss = learner._value_loss(obs, advantages(obs, action), log_prob)
     loss.backward()  # d (v - goal)^2 / dv at v = 0
     return -0.5 * learner.value.biases[-1].grad.item()
 
@@ -173,7 +174,8 @@ def test_policy_climbs_the_gradient_at_its_own_actions(random_batch):
     # Without entropy theta moves along E[g . d alpha / d theta], up or down.
     for sign in (1.0, -1.0):
         learner, batch = make_learner('critic', temperature=0.0), random_batch(32)
-        learner.action_gradient.forward = lambda obs, action: torch.full_like(action, 2.5 * sign)
+        learner.action_gradient.estimate = lambda obs, action: (
+            torch.full_like(action, 2.5 * sign), torch.zeros(2, 32))
         before = learner.policy(batch.obs, torch.zeros(32, 1)).mean()
         metrics = learner.update(batch)
         assert metrics['gradient/norm'].item() == pytest.approx(2.5)
