@@ -290,7 +290,10 @@ def test_folds_follow_time_and_worlds(whole):
 
 def test_a_narrow_exploration_is_reported_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, 'dpg_robot'):
-        train(tiny_config('learner.sigma=5.0', 'learner.denoiser_rate=0.02'), tmp_path / 'narrow')
+        # A slow denoiser: the spread stays where it begins, at a tenth of sigma.
+        train(tiny_config('learner.sigma=5.0', 'learner.denoiser_rate=1e-6'), tmp_path / 'narrow')
+    narrow = [row['exploration/spread_over_sigma'] for row in rows_of(tmp_path / 'narrow')[1:]]
+    assert max(narrow) < 0.25
     told = [record.getMessage() for record in caplog.records if 'exploration' in record.message]
     assert len(told) == 1
     assert re.match(r'exploration must be at least 0.25 of learner.sigma \(5\).*, got 0\.[01]',
