@@ -98,6 +98,21 @@ def test_explained_share_of_the_posterior_variance(linear_gaussian, exact_net, s
     assert explained.item() == pytest.approx(expected, rel=0.03)
 
 
+def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian, exact_net):
+    world = linear_gaussian()
+    denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
+    denoiser.net = exact_net(world, 1, 1, 1)
+    exact = denoiser.net.forward
+
+    def doubled(x):
+        given, null = exact(x)[0].chunk(2)
+        return torch.cat([2 * given - null, null])[None]
+    denoiser.net.forward = doubled
+    action, outcome = world.draw(100_000)
+    calibration = denoiser(action, torch.zeros_like(action), outcome).calibration
+    assert calibration.item() == pytest.approx(0.5, rel=0.05)
+
+
 def test_loss_is_least_squares_and_the_likelihoods_of_spread_and_fisher(
         linear_gaussian, exact_net):
     world = linear_gaussian()
