@@ -29,7 +29,7 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward, GradientConfig
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.networks import RunningNorm
-from dpg_robot.learn.replay import Batch, folds_of, HELD_OUT
+from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT
 
 FIRST_STEPS, GRADIENT_STEPS = 6000, 3000
 CHECK_EVERY = 250
@@ -53,11 +53,15 @@ def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, poli
         observations: both stay as they are.
     :return: for each name a function of physical observations (n, obs_dim) and normalised
         actions (n, action_dim) that gives gradients (n, action_dim).
-    :raises SpecError: if a name is unknown.
+    :raises SpecError: if a name is unknown, or there are too few transitions.
     """
     for name in names:
         if name not in ESTIMATORS:
             raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
+    least = FOLD_RUN * HELD_OUT_EVERY
+    if len(data.reward) < least:
+        raise SpecError(f'transitions must be at least {least}, so that some are held out, '
+                        f'got {len(data.reward)}')
     torch.manual_seed(seed)
     data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
     config = replace(config, gradient_weight_decay=WEIGHT_DECAY, num_gradients=NUM_GRADIENTS,

@@ -151,3 +151,8 @@ def test_policy_and_value_stay_as_they_are(very_quick, data):
 def test_unknown_names_are_refused(data):
     with pytest.raises(SpecError, match='^estimators must be among denoising, .*, got magic$'):
         fit(('denoising', 'magic'), data)
+
+
+def test_too_few_transitions_are_named(random_batch):
+    with pytest.raises(SpecError, match='transitions must be at least 500, .* got 499'):
+        fit_gradient(LearnerConfig(), ['critic'], random_batch(499), None, None, 0)
