@@ -64,7 +64,8 @@ def test_round_trip(tmp_path):
     ('world: {task: fetch_reach}\nlearner: {gamma: 1.0}',
      'learner.gamma must be at most 0.9999, got 1.0'),
     ('world: {task: fetch_reach}\nlearner: {estimator: magic}',
-     'learner.estimator must be one of denoising, critic, doubly_robust; got magic'),
+     'learner.estimator must be one of denoising, doubly_robust, critic, disturbance_critic, '
+     'model, discriminative, reinforce; got magic'),
     ('world: {task: fetch_reach}\nlearner: {hidden: 64}', 'learner.hidden must be a list, got 64'),
     ('world: {task: fetch_reach}\nlearner: {hidden: [64, 0]}',
      'learner.hidden[1] must be at least 1, got 0'),

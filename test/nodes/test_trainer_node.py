@@ -280,7 +280,8 @@ def test_startup_errors_are_one_line(ros, tmp_path):
     cases = {
         'config file nowhere.yaml cannot be read: No such file or directory':
             {'config': 'nowhere.yaml', 'autostart': 'false'},
-        'learner.estimator must be one of denoising, critic, doubly_robust; got magic':
+        'learner.estimator must be one of denoising, doubly_robust, critic, disturbance_critic, '
+        'model, discriminative, reinforce; got magic':
             {**here, 'estimator': 'magic'},
         'learner.sigma must be greater than 0, got -1.0':
             {**here, 'overrides': "['learner.sigma=-1']"},
