@@ -225,7 +225,7 @@ class ActionGradient(nn.Module):
                 total = total + self._amortised(obs, action).mean(0)
         name = self.config.estimator
         if name == 'disturbance_critic':
-            total = self._smoothed_critic_grad(obs, action)
+            total, q = self._smoothed_critic(obs, action)
         elif name == 'critic':
             total = critic_grad
         elif name == 'model':
@@ -317,7 +317,9 @@ class ActionGradient(nn.Module):
         guess = self._amortised(obs, action.detach())
         with torch.no_grad():
             mean = guess.mean(0)
-            total = mean + torch.tensordot(sample.lean, sample.guides, 1)
+            total = mean
+            if self.estimator.leans:
+                total = total + torch.tensordot(sample.lean, sample.guides, 1)
             signal = (total * sample.disturbance).sum(-1)
             metrics['gradient/signal'] = signal.square().mean().sqrt()
             # 1 if the regression is of the right size, less where it is over-fitted.
@@ -347,12 +349,18 @@ class ActionGradient(nn.Module):
         target = self.config.reward_scale * outcome[:, -1] + self.config.gamma * following
         return (target - self._value(obs)) / self.scale.clamp(min=1e-6)
 
-    def _smoothed_critic_grad(self, obs, action):
-        # The critic knows the executed action; the policy's g averages over what the world adds.
+    def _smoothed_critic(self, obs, action):
+        """Return gradient and advantages of the critic, averaged over what the world adds.
+
+        It knows the executed action, but the policy's g and V are those of the command.
+        """
         half = self.disturbance_std * torch.randn(
             NUM_DISTURBANCES // 2, *action.shape, device=action.device)
-        return torch.stack([self._guide('critic', None, obs, action + xi)
-                            for xi in torch.cat([half, -half])]).mean(0)
+        draws = [action + xi for xi in torch.cat([half, -half])]
+        gradients = [self._guide('critic', None, obs, draw) for draw in draws]
+        with torch.no_grad():
+            advantages = [self._advantages(obs, draw) for draw in draws]
+        return torch.stack(gradients).mean(0), torch.stack(advantages).mean(0)
 
 
 def change_and_reward(batch: Batch) -> torch.Tensor:

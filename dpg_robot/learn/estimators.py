@@ -55,9 +55,10 @@ def denoising(sample: Sample) -> torch.Tensor:
 def doubly_robust(sample: Sample) -> torch.Tensor:
     """Return (y - b - sum_i c_i h_i . xi) score, the correction to sum_i c_i h_i.
 
-    Their sum has the mean E[(y - b) score] for any h and any c, since E[xi score^T] = I: a critic
-    or a model cannot bias it. If h is right, c = 1 leaves only the part of y - b that h . xi does
-    not explain. A wrong score biases it as it biases :func:`denoising`.
+    Their sum has the mean E[(y - b) score] for any h and any c, as far as E[xi score^T] = I: then
+    a critic or a model cannot bias it. F is kept by element, so that holds where the scores of two
+    elements are not correlated. If h is right, c = 1 leaves only the part of y - b that h . xi
+    does not explain. A wrong score biases it as it biases :func:`denoising`.
     """
     explained = sample.lean @ explained_by_guides(sample)
     return (sample.advantage - explained)[:, None] * sample.score

@@ -70,6 +70,10 @@ class LearnerConfig(GradientConfig):
         if self.route == 'inverted' and self.estimator == 'reinforce':
             raise SpecError(f'{name}.route must be amortised for the estimator reinforce, right '
                             f'only on average over actions, got {self.route}')
+        if self.estimator == 'doubly_robust' and self.outcome in ('reward', 'value'):
+            raise SpecError(f'{name}.outcome must be state or achieved_goal for the estimator '
+                            'doubly_robust, which reads a disturbance of each action element from '
+                            f'it, got {self.outcome}')
 
 
 class Learner(nn.Module):
@@ -117,8 +121,7 @@ class Learner(nn.Module):
         :return: scalars to log.
         """
         amortised = self.config.route == 'amortised'
-        losses, metrics = self.action_gradient.losses(
-            batch, NETWORKS if amortised else NETWORKS[:-1])
+        losses, metrics = self.action_gradient.losses(batch, self._networks)
         action, log_prob = self.policy.sample(batch.obs)
         # Ascend g . alpha(s, eps; theta) + temperature * entropy.
         if amortised:
@@ -146,10 +149,15 @@ class Learner(nn.Module):
     def measure(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses and figures on held-out transitions, which change nothing."""
         self.eval()
-        losses, metrics = self.action_gradient.losses(batch)
+        losses, metrics = self.action_gradient.losses(batch, self._networks)
         self.train()
         metrics |= {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         return {f'held_out/{name}': value for name, value in metrics.items()}
+
+    @property
+    def _networks(self):
+        """Return the networks that learn; without amortisation there is no gradient to fit."""
+        return NETWORKS if self.config.route == 'amortised' else NETWORKS[:-1]
 
     def _divergence(self, obs):
         """Return KL(slow copy | policy) of the Gaussians before the tanh, which are the same."""

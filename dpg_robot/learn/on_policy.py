@@ -106,7 +106,7 @@ class OnPolicyLearner(nn.Module):
 
     Each update fits denoiser, critic and value to the rollout, then estimates g once for every
     transition, then improves the policy with these estimates. The two critics are each fitted to
-    half of the worlds and used for the other half, where they have explained no noise away.
+    half of the transitions and used for the other half.
     """
 
     def __init__(self, config: OnPolicyConfig, obs_dim: int, action_dim: int,

@@ -36,7 +36,7 @@ from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.learner import Learner, LearnerConfig
-from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, Replay
+from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT, Replay
 
 CHECKPOINT_FILE = 'checkpoint.pt'
 CONFIG_FILE = 'config.yaml'
@@ -233,7 +233,10 @@ class Trainer:
 
     def _folds(self):
         step, worlds = self.env_steps // self.config.num_envs, torch.arange(self.config.num_envs)
-        return folds_of(step + FOLD_RUN * worlds, HELD_OUT_EVERY)
+        folds = folds_of(step + FOLD_RUN * worlds, HELD_OUT_EVERY)
+        # A small ring could come to hold nothing but held-out transitions.
+        least = FOLD_RUN * HELD_OUT_EVERY * self.config.num_envs
+        return folds if self.config.replay_capacity >= least else folds % HELD_OUT
 
     def _explore(self):
         if self.env_steps < self.config.warmup_steps:

@@ -363,3 +363,11 @@ def test_saved_state_resumes_to_the_bit(random_batch, estimator, changes):
 def test_bad_settings_are_named(data, message):
     with pytest.raises(SpecError, match='learner.' + message):
         load(LearnerConfig, data, 'learner')
+
+
+@pytest.mark.parametrize('outcome', ['reward', 'value'])
+def test_a_scalar_outcome_is_refused_where_it_would_bias(outcome):
+    data = {'estimator': 'doubly_robust', 'outcome': outcome}
+    with pytest.raises(SpecError, match='learner.outcome must be state or achieved_goal .* got '):
+        load(LearnerConfig, data, 'learner')
+    assert load(LearnerConfig, data | {'estimator': 'denoising'}, 'learner').outcome == outcome
