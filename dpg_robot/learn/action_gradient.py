@@ -23,12 +23,7 @@ from torch import nn
 
 from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
-from dpg_robot.learn.estimators import (
-    best_lean,
-    ESTIMATORS,
-    lean_moments,
-    Sample,
-)
+from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, Sample
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
 from dpg_robot.learn.replay import Batch, HELD_OUT
 from dpg_robot.learn.world_model import WorldModel
@@ -214,32 +209,26 @@ class ActionGradient(nn.Module):
         """
         physical, obs, action = obs, self.norm(obs), action.detach()
         total = torch.zeros_like(action)
-        # One pass for the advantages and for their gradient, where that is asked for.
-        with torch.enable_grad():
-            at = action.clone().requires_grad_()
-            q = self._advantages(obs, at)
-            if self._asks_critic:
-                critic_grad = torch.autograd.grad(q.mean(0).sum(), at)[0]
+        name = self.config.estimator
+        if name == 'disturbance_critic':
+            critic_grad, q = self._smoothed_critic(obs, action)
+        elif name == 'critic' or self.estimator.leans and 'critic' in self.guides:
+            critic_grad, q = self._critic_slope(obs, action)
+        else:
+            with torch.no_grad():
+                q = self._advantages(obs, action)
         if self.gradient is not None:
             with torch.no_grad():
                 total = total + self._amortised(obs, action).mean(0)
-        name = self.config.estimator
-        if name == 'disturbance_critic':
-            total, q = self._smoothed_critic(obs, action)
-        elif name == 'critic':
+        if name in ('critic', 'disturbance_critic'):
             total = critic_grad
         elif name == 'model':
-            total = self._guide(name, physical, obs, action)
+            total = self._model_slope(physical, obs, action)
         elif self.estimator.leans:
             for share, guide in zip(self.lean, self.guides):
-                total = total + share * (critic_grad if guide == 'critic' else self._guide(
-                    guide, physical, obs, action))
-        return total * self.scale, q.detach() * self.scale
-
-    @property
-    def _asks_critic(self):
-        leans_on_it = self.estimator.leans and 'critic' in self.guides
-        return self.config.estimator == 'critic' or leans_on_it
+                total = total + share * (critic_grad if guide == 'critic' else
+                                         self._model_slope(physical, obs, action))
+        return total * self.scale, q * self.scale
 
     def advantages(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return Q(s, a) - V(s) by each critic, shape (2, B).
@@ -271,14 +260,8 @@ class ActionGradient(nn.Module):
 
     def _outcome(self, batch, target):
         """Return what the denoiser is told, normalised, shape (B, outcome_dim)."""
-        if self.config.outcome == 'value':
-            return target[:, None]
-        outcome = self.outcome_norm(change_and_reward(batch))
-        if self.config.outcome == 'reward':
-            return outcome[:, -1:]
-        if self.config.outcome == 'achieved_goal':
-            return outcome[:, [*self.places, -1]]
-        return outcome
+        changes = self.outcome_norm(change_and_reward(batch))
+        return choose_outcome(self.config.outcome, changes, target, self.places)
 
     def _describe(self, denoised):
         return {'score/norm': denoised.score.norm(dim=-1).mean(),
@@ -295,7 +278,7 @@ class ActionGradient(nn.Module):
         """Collect what the estimators use, and let the moments follow."""
         name = self.config.estimator
         guides = [torch.autograd.grad(q.sum(), action, retain_graph=True)[0]
-                  if guide == 'critic' else self._guide(guide, batch.obs, obs, action)
+                  if guide == 'critic' else self._model_slope(batch.obs, obs, action)
                   for guide in self.guides]
         guides = torch.stack(guides) if guides else action.new_zeros(0, *action.shape)
         if name == 'discriminative':
@@ -334,12 +317,18 @@ class ActionGradient(nn.Module):
             action = torch.zeros_like(action)
         return self.gradient(torch.cat([obs, action], -1))
 
-    def _guide(self, name, physical, obs, action):
-        """Return the gradient of the critic or of the model's target, (B, action_dim)."""
+    def _critic_slope(self, obs, action):
+        """Return the gradient of the critics' mean, (B, action_dim), and both critics, (2, B)."""
         with torch.enable_grad():
             action = action.detach().requires_grad_()
-            total = self._advantages(obs, action).mean(0) if name == 'critic' else \
-                self._model_target(physical, obs, action)
+            q = self._advantages(obs, action)
+            return torch.autograd.grad(q.mean(0).sum(), action)[0], q.detach()
+
+    def _model_slope(self, physical, obs, action):
+        """Return the gradient of the model's target, (B, action_dim)."""
+        with torch.enable_grad():
+            action = action.detach().requires_grad_()
+            total = self._model_target(physical, obs, action)
             return torch.autograd.grad(total.sum(), action)[0]
 
     def _model_target(self, physical, obs, action):
@@ -356,13 +345,27 @@ class ActionGradient(nn.Module):
         """
         half = self.disturbance_std * torch.randn(
             NUM_DISTURBANCES // 2, *action.shape, device=action.device)
-        draws = [action + xi for xi in torch.cat([half, -half])]
-        gradients = [self._guide('critic', None, obs, draw) for draw in draws]
-        with torch.no_grad():
-            advantages = [self._advantages(obs, draw) for draw in draws]
+        draws = (self._critic_slope(obs, action + xi) for xi in torch.cat([half, -half]))
+        gradients, advantages = zip(*draws)
         return torch.stack(gradients).mean(0), torch.stack(advantages).mean(0)
 
 
 def change_and_reward(batch: Batch) -> torch.Tensor:
     """Return what happened next: s' - s and the reward, shape (B, obs_dim + 1)."""
     return torch.cat([batch.next_obs - batch.obs, batch.reward[:, None]], -1)
+
+
+def choose_outcome(kind: str, changes: torch.Tensor, target: torch.Tensor,
+                   places: list[int]) -> torch.Tensor:
+    """Return what the denoiser is told, shape (B, outcome_dim).
+
+    :param kind: as in :class:`GradientConfig`.
+    :param changes: of the observation, and the reward, normalised, shape (B, obs_dim + 1).
+    :param target: the normalised target, shape (B,).
+    :param places: those of the achieved goal in the observation.
+    """
+    if kind == 'value':
+        return target[:, None]
+    if kind == 'reward':
+        return changes[:, -1:]
+    return changes[:, [*places, -1]] if kind == 'achieved_goal' else changes

@@ -134,7 +134,8 @@ class Learner(nn.Module):
                 self.policy.norm(batch.obs), action).detach()
         losses['policy'] = (self.temperature * log_prob - ascent).mean()
         if self.config.drift:
-            losses['drift'] = self.config.drift * self._divergence(batch.obs)
+            losses['drift'] = self.config.drift * self.policy.divergence(
+                batch.obs, self.slow_policy)
         losses['value'] = self._value_loss(batch.obs, advantages, log_prob.detach())
         if self.config.target_entropy is not None and self.config.temperature > 0:
             excess = -log_prob.detach() - self.config.target_entropy * self.action_dim
@@ -158,10 +159,6 @@ class Learner(nn.Module):
     def _networks(self):
         """Return the networks that learn; without amortisation there is no gradient to fit."""
         return NETWORKS if self.config.route == 'amortised' else NETWORKS[:-1]
-
-    def _divergence(self, obs):
-        """Return KL(slow copy | policy) of the Gaussians before the tanh, which are the same."""
-        return self.policy.divergence(obs, self.slow_policy)
 
     def _value_loss(self, obs, advantages, log_prob):
         # V averages over the policy's own sampling, so it carries less noise than Q(s', a').

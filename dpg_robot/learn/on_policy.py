@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from dpg_robot.contract.strict import bounded, SpecError
-from dpg_robot.learn.action_gradient import change_and_reward
+from dpg_robot.learn.action_gradient import change_and_reward, choose_outcome
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, Sample
 from dpg_robot.learn.gae import generalised_advantage, Rollout
@@ -207,10 +207,8 @@ class OnPolicyLearner(nn.Module):
         normal = (advantage - advantage.mean()) / scale
         rows = Rollout(*(x.flatten(0, 1) for x in r))
         normal = normal.flatten()
-        outcome = normal[:, None] if c.outcome == 'value' else \
-            self.outcome_norm(change_and_reward(rows))
-        if c.outcome == 'achieved_goal':
-            outcome = outcome[:, [*self.places, -1]]
+        changes = self.outcome_norm(change_and_reward(rows))
+        outcome = choose_outcome(c.outcome, changes, normal, self.places)
         log_prob = self.policy.log_prob(rows.obs, rows.action)
         return Prepared(rows.obs, rows.eps, rows.action, log_prob, normal, returns.flatten(),
                         outcome, fold.flatten()), metrics

@@ -32,8 +32,8 @@ SATURATION = 1e-6
 class SquashedGaussianPolicy(nn.Module):
     """``alpha(s, eps) = tanh(mu(s) + std(s) * eps)``, with the observation's normaliser inside.
 
-    ``std`` has a floor: the score's signal shrinks by tau^2 / (tau^2 + sigma^2), so the
-    exploration width tau must not fall far below the denoiser's sigma (docs/mathematics.md).
+    ``std`` has a floor: what the outcome tells about the action drowns in the denoiser's error
+    where the exploration width falls far below its sigma (docs/mathematics.md).
     """
 
     def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...], min_std: float):
