@@ -20,13 +20,16 @@
 Two peers run: ``sb3_sac`` with the library's defaults, and ``sb3_sac_matched`` with our discount,
 reward scale, batch, network sizes and updates per step, in one world rather than four. Learners
 take turns seed by seed, so that a change in the machine's speed meets all of them. Time is that
-of collecting and learning, without evaluation.
+of collecting and learning, without evaluation. Finished runs are kept in ``--run-dir``, by
+settings and code, so that a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+import functools
+import hashlib
 from importlib.util import find_spec
 import json
 import math
@@ -40,13 +43,30 @@ import time
 import gymnasium
 import numpy as np
 
+from dpg_robot.contract.strict import dump
 from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
+import dpg_robot.learn
+from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.evaluate import evaluate, wilson_interval
 from dpg_robot.sim.world import make_vector, make_world
 
 RESULTS = Path(__file__).parent / 'results'
 CURVE_EPISODES = 20
 FINAL_SEED = 2_000_000
+
+
+def kept(run, folder, task, name, seed, steps, episodes):
+    """Return the figures of a finished run, after running it if it is not among those kept."""
+    room = Path(dpg_robot.learn.__file__).parent
+    code = [path.read_text() for path in sorted(room.glob('*.py'))]
+    key = json.dumps([dump(load_config(task)), steps, episodes, code])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:10]
+    path = folder / f'{task}-{name}-{seed}-{digest}.json'
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        result = json.dumps(run()).encode()
+        write_atomic(path, lambda file: file.write(result))
+    return json.loads(path.read_text())
 
 
 def run_ours(task, estimator, seed, steps, episodes):
@@ -180,6 +200,7 @@ def main():
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=10_000)
     parser.add_argument('--episodes', type=int, default=100)
+    parser.add_argument('--run-dir', type=Path, default=Path('runs/learning'))
     parser.add_argument('--output', type=Path, help='JSON file; the plot lies beside it')
     options = parser.parse_args()
     if any(name.startswith('sb3') for name in options.learners) and not find_spec(
@@ -189,11 +210,12 @@ def main():
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
         for name in options.learners:
+            what = seed, options.steps, options.episodes
             if name.startswith('sb3_sac'):
-                run = run_sac(options.task, name.endswith('matched'), seed, options.steps,
-                              options.episodes)
+                start = functools.partial(run_sac, options.task, name.endswith('matched'), *what)
             else:
-                run = run_ours(options.task, name, seed, options.steps, options.episodes)
+                start = functools.partial(run_ours, options.task, name, *what)
+            run = kept(start, options.run_dir, options.task, name, *what)
             runs[name].append(run)
             success = run['final']['success']
             print(f'{name:16} seed {seed}: '

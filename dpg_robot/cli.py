@@ -107,6 +107,8 @@ def _add_bench_gradient(benches):
                           help='to fit on, in each of two replicas (default: %(default)s)')
     gradient.add_argument('--states', type=_positive, default=60,
                           help='where the truth is measured (default: %(default)s)')
+    gradient.add_argument('--fractions', type=_positive, nargs='+', default=[4, 2, 1],
+                          help='fit on the newest quarter, half and all (default: 4 2 1)')
     gradient.add_argument('--pairs', type=_positive, default=300,
                           help='noise draws and their negatives per state (default: %(default)s)')
     gradient.add_argument('--sweep', nargs='+', metavar=('KEY', 'VALUE'),
@@ -259,7 +261,8 @@ def _bench_gradient(options):
     from dpg_robot.experiment import load_config
     from dpg_robot.learn.fit import fit_gradient
     bench = GradientBench(tuple(options.estimators), options.transitions, options.seeds,
-                          options.states, options.pairs, options.jobs, options.run_dir)
+                          options.states, options.pairs, options.jobs, tuple(options.fractions),
+                          options.run_dir)
     if options.sweep:
         key, *values = options.sweep
         result = sweep_gradient(options.config, options.set, key, values, bench, fit_gradient)

@@ -38,7 +38,8 @@ from dpg_robot.sim.world import make_vector
 # The learner's settings that matter to the critic that collects; the others keep their defaults,
 # so that what is collected serves whatever the estimators are set to.
 CRITIC_FIELDS = ('gamma', 'batch_size', 'hidden', 'min_std', 'reward_scale', 'temperature',
-                 'target_entropy', 'policy_rate', 'critic_rate', 'target_rate')
+                 'target_entropy', 'policy_rate', 'critic_rate', 'target_rate',
+                 'value_weight_decay', 'precision')
 NUM_STATES_KEPT = 2_000
 NUM_REPLICAS = 2
 

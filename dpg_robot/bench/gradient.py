@@ -67,6 +67,7 @@ class GradientBench:
     :param transitions: in each of the two replicas.
     :param states: where the truth is measured; ``pairs`` antithetic noise draws at each.
     :param jobs: processes, which share out the seeds.
+    :param fractions: estimators are fitted on the newest half (2), quarter (4), all (1).
     :param run_dir: keeps transitions, truths and fits, so that a stopped benchmark goes on.
     """
 
@@ -76,17 +77,19 @@ class GradientBench:
     states: int = 60
     pairs: int = 300
     jobs: int = 1
+    fractions: tuple[int, ...] = FRACTIONS
     run_dir: Path = Path('runs/bench')
 
 
 def bench_gradient(config: ExperimentConfig, bench: GradientBench, fit: Fit) -> dict[str, Any]:
-    """Measure estimators on the newest quarter, half and all of the transitions.
+    """Measure estimators on several numbers of the newest transitions.
 
     :return: plain data: the truth's and the estimators' figures as
         :func:`dpg_robot.bench.figures.summarise` gives them.
     :raises SpecError: if the world or the numbers do not allow it.
     """
-    counts = tuple(sorted({bench.transitions // fraction for fraction in FRACTIONS} - {0}))
+    counts = tuple(sorted(
+        {bench.transitions // fraction for fraction in (1, *bench.fractions)} - {0}))
     seeds = _measure([(config, bench, seed, counts, fit) for seed in range(bench.seeds)],
                      bench.jobs)
     by_transitions = {str(count): _summarise(seeds, count, bench.estimators) for count in counts}

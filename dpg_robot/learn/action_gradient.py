@@ -23,9 +23,16 @@ from torch import nn
 
 from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
-from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, Sample
+from dpg_robot.learn.estimators import (
+    best_lean,
+    ESTIMATORS,
+    lean_moments,
+    regression_error,
+    Sample,
+    SCALAR_OUTCOMES,
+)
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
-from dpg_robot.learn.replay import Batch, HELD_OUT
+from dpg_robot.learn.replay import Batch, HELD_OUT, NUM_FOLDS
 from dpg_robot.learn.world_model import WorldModel
 
 NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
@@ -43,10 +50,11 @@ class GradientConfig:
         the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
     :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it
         from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
-    :param lean_on: whose gradients doubly_robust starts from.
+    :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
-    :param cross_fit: fit each critic to one half of the data and use it as baseline and guide on
-        the other, where it has explained no noise away.
+    :param num_critics: members of the critic's ensemble; V takes the least of them.
+    :param cross_fit: keep a part of the data from each critic and use it as baseline and guide
+        there, where it has explained no noise away.
     :param num_gradients: members of the amortised gradient's ensemble.
     """
 
@@ -61,6 +69,7 @@ class GradientConfig:
     sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
     lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
     baseline: str = bounded('critic', choices=('critic', 'model'))
+    num_critics: int = bounded(2, minimum=2, maximum=NUM_FOLDS)
     cross_fit: bool = False
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
@@ -97,10 +106,14 @@ class ActionGradient(nn.Module):
         self.places = list(achieved_goal)
         name, state_action = config.estimator, obs_dim + action_dim
         self.guides = self._guides()
-        self.critic = EnsembleMLP(state_action, config.hidden, 1, 2)
+        self.on_disturbance = name in ('denoising', 'doubly_robust') \
+            and config.outcome not in SCALAR_OUTCOMES
+        self.critic = EnsembleMLP(state_action, config.hidden, 1, config.num_critics)
         self.register_buffer('scale', torch.tensor(0.0))
+        self.scale_rate = SCALE_RATE
         self.cross_fit = config.cross_fit and self.estimator.correction is not None
-        self.register_buffer('members', torch.arange(2.0)[:, None], persistent=False)
+        self.register_buffer('members', torch.arange(float(config.num_critics))[:, None],
+                             persistent=False)
         outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places) + 1,
                        'reward': 1, 'value': 1}[config.outcome]
         self.outcome_norm = RunningNorm(obs_dim + 1)
@@ -117,7 +130,9 @@ class ActionGradient(nn.Module):
                                         config.num_gradients)
             nn.init.zeros_(self.gradient.weights[-1])  # no correction until data ask for one
             nn.init.zeros_(self.gradient.biases[-1])
-            self.register_buffer('moments', torch.zeros(len(self.guides), len(self.guides) + 1))
+            # The amortised gradient itself is the last of the guides.
+            num_guides = len(self.guides) + 1
+            self.register_buffer('moments', torch.zeros(num_guides, num_guides + 1))
 
     def _guides(self):
         if self.estimator.leans:
@@ -137,9 +152,16 @@ class ActionGradient(nn.Module):
 
     @property
     def lean(self) -> torch.Tensor:
-        """Return how far the estimator leans on each guide, 0 to 1, shape (num_guides,)."""
+        """Return how far a sample's estimate leans on each guide, shape (num_guides,)."""
         if not self.estimator.leans:
             return torch.ones(len(self.guides))
+        return best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
+
+    @property
+    def shares(self) -> torch.Tensor:
+        """Return what each guide and, last, the amortised gradient contribute to g(s, a)."""
+        if not self.on_disturbance:
+            return torch.ones(len(self.guides) + 1)
         return best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
@@ -153,10 +175,11 @@ class ActionGradient(nn.Module):
                 * (1 - batch.terminated) * self._value(self.norm(batch.next_obs))
 
     def set_scale(self, batch: Batch) -> None:
-        """Take the scale of y - V(s) from these transitions, rather than follow it slowly."""
+        """Take the scale of y - V(s) from these transitions, and keep it."""
         with torch.no_grad():
             difference = self.target(batch) - self._value(self.norm(batch.obs))
             self.scale.copy_(difference.square().mean().sqrt())
+            self.scale_rate = 0.0
 
     def losses(self, batch: Batch, wanted: tuple[str, ...] = NETWORKS
                ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -185,7 +208,8 @@ class ActionGradient(nn.Module):
             q = self._advantages(obs, action)
             error = (q - target).square()
             if self.cross_fit:
-                mine = 2.0 * (batch.fold == self.members)
+                share = len(self.members) / (len(self.members) - 1)
+                mine = share * ~self._kept_from(batch.fold)
                 error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
             losses['critic'] = error.mean(1).sum()
             q = self._unseen(q, batch.fold)
@@ -194,6 +218,21 @@ class ActionGradient(nn.Module):
             sample = self._sample(batch, obs, action, q, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
+
+    def per_sample(self, batch: Batch) -> tuple[Sample, torch.Tensor]:
+        """Return what the estimators use of each transition, and the amortised gradient there."""
+        with torch.no_grad():
+            obs = self.norm(batch.obs)
+            target = (self.target(batch) - self._value(obs)) / self.scale.clamp(min=1e-6)
+            denoised, action = None, batch.action
+            if self.denoiser is not None:
+                denoised = self.denoiser(action, obs, self._outcome(batch, target))
+                action = denoised.action
+        action = action.detach().requires_grad_()
+        q = self._unseen(self._advantages(obs, action), batch.fold)
+        sample = self._sample(batch, obs, action, q, target, denoised)
+        with torch.no_grad():
+            return sample, self._amortised(obs, action).mean(0)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached."""
@@ -205,7 +244,7 @@ class ActionGradient(nn.Module):
 
         :param obs: physical observations, shape (B, obs_dim).
         :param action: normalised actions, shape (B, action_dim).
-        :return: shapes (B, action_dim) and (2, B), detached.
+        :return: shapes (B, action_dim) and (num_critics, B), detached.
         """
         physical, obs, action = obs, self.norm(obs), action.detach()
         total = torch.zeros_like(action)
@@ -219,19 +258,19 @@ class ActionGradient(nn.Module):
                 q = self._advantages(obs, action)
         if self.gradient is not None:
             with torch.no_grad():
-                total = total + self._amortised(obs, action).mean(0)
+                total = self.shares[-1] * self._amortised(obs, action).mean(0)
         if name in ('critic', 'disturbance_critic'):
             total = critic_grad
         elif name == 'model':
             total = self._model_slope(physical, obs, action)
         elif self.estimator.leans:
-            for share, guide in zip(self.lean, self.guides):
+            for share, guide in zip(self.shares, self.guides):
                 total = total + share * (critic_grad if guide == 'critic' else
                                          self._model_slope(physical, obs, action))
         return total * self.scale, q * self.scale
 
     def advantages(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Return Q(s, a) - V(s) by each critic, shape (2, B).
+        """Return Q(s, a) - V(s) by each critic, shape (num_critics, B).
 
         :param obs: normalised observations, shape (B, obs_dim).
         """
@@ -240,12 +279,16 @@ class ActionGradient(nn.Module):
     def _advantages(self, obs, action):
         return self.critic(torch.cat([obs, action], -1))[..., 0]
 
+    def _kept_from(self, fold):
+        """Return which critic a transition is kept from, shape (num_critics, B)."""
+        return fold % len(self.members) == self.members
+
     def _unseen(self, q, fold):
-        """Return for each transition the critic that was not fitted to it; else both, (B,)."""
+        """Return for each transition the critic that was not fitted to it; else all, (B,)."""
         if not self.cross_fit:
             return q.mean(0)
-        weight = (fold == self.members.flip(0)).float()
-        return (q * torch.where(fold < HELD_OUT, weight, 0.5)).sum(0)
+        weight = self._kept_from(fold).float()
+        return (q * torch.where(fold < HELD_OUT, weight, 1 / len(self.members))).sum(0)
 
     def _value(self, obs):
         return self.value(obs)[0, :, 0]
@@ -255,7 +298,8 @@ class ActionGradient(nn.Module):
         difference = difference.detach()
         if self.training:
             now = difference.square().mean().sqrt()
-            self.scale.copy_(torch.where(self.scale > 0, self.scale.lerp(now, SCALE_RATE), now))
+            following = self.scale.lerp(now, self.scale_rate)
+            self.scale.copy_(torch.where(self.scale > 0, following, now))
         return difference / self.scale.clamp(min=1e-6)
 
     def _outcome(self, batch, target):
@@ -290,26 +334,35 @@ class ActionGradient(nn.Module):
         baseline = q if self.config.baseline == 'critic' else \
             self._model_target(batch.obs, obs, action)
         advantage = (target - baseline).detach()
-        sample = Sample(advantage, score, guides, disturbance, self.lean)
-        if self.training and self.estimator.leans:
-            self.moments.lerp_(lean_moments(sample), MOMENT_RATE)
-        return sample
+        return Sample(advantage, score, guides, disturbance, self.lean)
+
+    def follow(self, sample: Sample, own: torch.Tensor, rate: float = MOMENT_RATE) -> None:
+        """Let the shares follow a batch.
+
+        :param own: the amortised gradient there, shape (B, action_dim).
+        """
+        guides = torch.cat([sample.guides, own[None]])
+        self.moments.lerp_(lean_moments(sample._replace(guides=guides)), rate)
 
     def _gradient_loss(self, obs, action, sample, metrics):
         goal = self.estimator.correction(sample)
         guess = self._amortised(obs, action.detach())
         with torch.no_grad():
-            mean = guess.mean(0)
-            total = mean
+            own, shares = guess.mean(0), self.shares
+            if self.training and self.on_disturbance:
+                self.follow(sample, own)
+            total = shares[-1] * own
             if self.estimator.leans:
-                total = total + torch.tensordot(sample.lean, sample.guides, 1)
+                total = total + torch.tensordot(shares[:-1], sample.guides, 1)
             signal = (total * sample.disturbance).sum(-1)
             metrics['gradient/signal'] = signal.square().mean().sqrt()
-            # 1 if the regression is of the right size, less where it is over-fitted.
-            metrics['gradient/calibration'] = (mean * goal).sum() / mean.square().sum().clamp(
-                min=1e-12)
-        for guide, share in zip(self.guides, sample.lean):
-            metrics[f'gradient/lean_{guide}'] = share
+            # 1 if the estimate is of the right size, less where it is over-fitted.
+            metrics['gradient/calibration'] = (signal * sample.advantage).sum() \
+                / signal.square().sum().clamp(min=1e-12)
+        if self.on_disturbance:
+            for guide, share in zip((*self.guides, 'own'), shares):
+                metrics[f'gradient/share_{guide}'] = share
+            return regression_error(guess, sample).square().mean(1).sum()
         return (guess - goal).square().sum(-1).mean(1).sum()
 
     def _amortised(self, obs, action):
@@ -318,7 +371,7 @@ class ActionGradient(nn.Module):
         return self.gradient(torch.cat([obs, action], -1))
 
     def _critic_slope(self, obs, action):
-        """Return the gradient of the critics' mean, (B, action_dim), and both critics, (2, B)."""
+        """Return the gradient of the critics' mean, (B, action_dim), and each critic, (n, B)."""
         with torch.enable_grad():
             action = action.detach().requires_grad_()
             q = self._advantages(obs, action)

@@ -26,6 +26,8 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.networks import EnsembleMLP
 
 FIRST_SPREAD = 0.5
+CORRELATION_RATE = 0.01
+CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
 
 
@@ -37,7 +39,7 @@ class Denoised(NamedTuple):
     :param action: a_hat = E[a | a~, s], shape (B, action_dim), detached.
     :param score: estimated grad_a_hat log p(o | s, a_hat), shape (B, action_dim), detached.
     :param disturbance: xi = F^-1 score, shape (B, action_dim), detached: what the world added to
-        the action, read from the outcome. F = E[score^2 | s, a_hat], by element, is learned.
+        the action, read from the outcome. F = E[score score^T | s, a_hat] is learned.
     :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
     :param spread: geometric mean width of the exploration given s, shape (action_dim,).
     :param explained: share of the posterior variance of a, given a~ and s, that the outcome
@@ -69,8 +71,8 @@ class Denoiser(nn.Module):
 
     The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is
     for Gaussian exploration of width ``spread``: a third output of the network, a function of (s,
-    a~), fitted by the likelihood of the residuals a - a_hat. F(s, a~), the score's variance, is a
-    fourth.
+    a~), fitted by the likelihood of the residuals a - a_hat. The score's variance given (s, a~) is
+    a fourth; the correlation of its elements is an average over all data.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
@@ -91,6 +93,7 @@ class Denoiser(nn.Module):
         self.sigma, self.log_ratio = sigma, math.log(sigma_ratio)
         in_dim = action_dim + obs_dim + outcome_dim + 2
         self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
+        self.register_buffer('correlation', torch.eye(action_dim))
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -141,5 +144,16 @@ class Denoiser(nn.Module):
         with torch.no_grad():
             calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
             return Denoised(
-                loss, action - residual, score, score / fisher, -sigma * null / variance,
-                spread.log().mean(0).exp(), 1 - loss_given / loss_null, calibration)
+                loss, action - residual, score, self._disturbance(score, fisher.sqrt()),
+                -sigma * null / variance, spread.log().mean(0).exp(),
+                1 - loss_given / loss_null, calibration)
+
+    def _disturbance(self, score, deviation):
+        """Return F^-1 score with F = diag(deviation) correlation diag(deviation)."""
+        standard = score / deviation
+        if self.training:
+            self.correlation.lerp_(standard.T @ standard / len(standard), CORRELATION_RATE)
+        # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
+        eye = torch.eye(len(self.correlation), device=score.device)
+        correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)
+        return torch.linalg.solve(correlation, standard, left=False) / deviation

@@ -16,9 +16,8 @@
 
 ``y = r + gamma * (1 - terminated) * V(s')`` is the one-step target, ``a`` the denoised action,
 ``b(s, a)`` a baseline, ``score = grad_a log p(o | s, a)`` the denoiser's, ``h_i`` gradients of
-learned functions: a critic, a model of the world. An estimate is ``sum_i c_i h_i + correction``:
-the correction is noisy, sample by sample, and is regressed on (s, a); h is already a function of
-it.
+learned functions: a critic, a model of the world. A sample's estimate is
+``sum_i c_i h_i + correction``: noisy, so it is regressed on (s, a).
 """
 
 from __future__ import annotations
@@ -28,6 +27,13 @@ from typing import NamedTuple
 
 import torch
 
+from dpg_robot.contract.strict import SpecError
+
+MAX_LEAN = 1.5
+NUM_SWEEPS = 50
+# They tell one number, not a disturbance of each element of the action.
+SCALAR_OUTCOMES = ('reward', 'value')
+
 
 class Sample(NamedTuple):
     """What an estimator may use, for a batch of transitions.
@@ -35,8 +41,8 @@ class Sample(NamedTuple):
     :param advantage: y - b(s, a), shape (B,).
     :param score: estimated grad_a log p(o | s, a), shape (B, action_dim).
     :param guides: the gradients h_i, shape (num_guides, B, action_dim).
-    :param disturbance: xi = F^-1 score with F = E[score^2 | s, a], shape (B, action_dim): what the
-        world added to the action, read from the outcome.
+    :param disturbance: xi = F^-1 score with F = E[score score^T | s, a], shape (B, action_dim):
+        what the world added to the action, read from the outcome.
     :param lean: the coefficients c_i, shape (num_guides,); see :func:`best_lean`.
     """
 
@@ -56,12 +62,10 @@ def doubly_robust(sample: Sample) -> torch.Tensor:
     """Return (y - b - sum_i c_i h_i . xi) score, the correction to sum_i c_i h_i.
 
     Their sum has the mean E[(y - b) score] for any h and any c, as far as E[xi score^T] = I: then
-    a critic or a model cannot bias it. F is kept by element, so that holds where the scores of two
-    elements are not correlated. If h is right, c = 1 leaves only the part of y - b that h . xi
-    does not explain. A wrong score biases it as it biases :func:`denoising`.
+    a critic or a model cannot bias it. If h is right, c = 1 leaves only the part of y - b that
+    h . xi does not explain. A wrong score biases it as it biases :func:`denoising`.
     """
-    explained = sample.lean @ explained_by_guides(sample)
-    return (sample.advantage - explained)[:, None] * sample.score
+    return unexplained(sample)[:, None] * sample.score
 
 
 def reinforce(sample: Sample) -> torch.Tensor:
@@ -78,30 +82,74 @@ def explained_by_guides(sample: Sample) -> torch.Tensor:
     return (sample.guides * sample.disturbance).sum(-1)
 
 
+def unexplained(sample: Sample) -> torch.Tensor:
+    """Return y - b - sum_i c_i h_i . xi, shape (B,)."""
+    return sample.advantage - sample.lean @ explained_by_guides(sample)
+
+
+def regression_error(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Return y - b - guess . xi: how far a guess of g(s, a) is from explaining a transition.
+
+    Its mean square is least where ``E[xi xi^T] guess = E[(y - b) xi]``, which with xi = F^-1 score
+    makes the guess E[(y - b) score]. Unlike a regression on (y - b) score itself, it does not take
+    for noise what the guess explains already: it is its own control variate.
+
+    :param guess: shape (num_members, B, action_dim).
+    :return: shape (num_members, B).
+    """
+    return sample.advantage - (guess * sample.disturbance).sum(-1)
+
+
 def lean_moments(sample: Sample) -> torch.Tensor:
     """Return the moments that decide how far to lean on each guide.
 
-    The c that make the mean square of the correction least solve ``M c = v`` with
-    ``M_ij = <(h_i . xi) score, (h_j . xi) score>`` and
-    ``v_i = <(h_i . xi) score, (y - b) score>``: the regression coefficients of control variates.
-    To be averaged over batches.
+    The c that make the mean of ``(y - b - sum_i c_i h_i . xi)^2`` least solve ``M c = v`` with
+    ``M_ij = <(h_i . xi) (h_j . xi)>`` and ``v_i = <(h_i . xi) (y - b)>``. To be averaged over
+    batches.
 
     :return: [M, v], shape (num_guides, num_guides + 1).
     """
-    explained, weight = explained_by_guides(sample), sample.score.square().sum(-1)
+    explained = explained_by_guides(sample)
     both = torch.cat([explained, sample.advantage[None]])
-    return explained * weight @ both.T / len(weight)
+    return explained @ both.T / len(sample.advantage)
 
 
 def best_lean(moments: torch.Tensor) -> torch.Tensor:
-    """Return the coefficients c_i of the control variates, each within 0 and 1.
+    """Return the best coefficients c_i within 0 and ``MAX_LEAN``.
 
     :param moments: averages of :func:`lean_moments`.
     """
     matrix, covariance = moments[:, :-1], moments[:, -1]
     # Two guides may nearly agree; a small ridge then shares the weight between them.
-    ridge = torch.diag(1e-3 * matrix.diagonal() + 1e-12)
-    return torch.linalg.solve(matrix + ridge, covariance).clamp(0, 1)
+    matrix = matrix + torch.diag(1e-3 * matrix.diagonal() + 1e-12)
+    lean = torch.linalg.solve(matrix, covariance)
+    clipped = lean.clamp(0, MAX_LEAN)
+    if torch.equal(clipped, lean):
+        return lean
+    # What a bound takes from one guide must not be left in the others, which made up for it.
+    return _descend(matrix.tolist(), covariance.tolist(), clipped)
+
+
+def _descend(matrix, covariance, lean):
+    """Return the same within the bounds, by coordinate descent from ``lean``."""
+    best = lean.tolist()
+    for _ in range(NUM_SWEEPS):
+        for i, row in enumerate(matrix):
+            others = sum(m * c for m, c in zip(row, best)) - row[i] * best[i]
+            best[i] = min(max((covariance[i] - others) / row[i], 0.0), MAX_LEAN)
+    return lean.new_tensor(best)
+
+
+def check_outcome(name: str, estimator: str, outcome: str) -> None:
+    """Check that the outcome tells the estimator enough.
+
+    :param name: of the settings, for the message.
+    :raises SpecError: naming the key, the rule and the value.
+    """
+    if estimator == 'doubly_robust' and outcome in SCALAR_OUTCOMES:
+        raise SpecError(f'{name}.outcome must be state or achieved_goal for the estimator '
+                        'doubly_robust, which reads a disturbance of each action element from '
+                        f'it, got {outcome}')
 
 
 class Estimator(NamedTuple):

@@ -26,24 +26,27 @@ from dataclasses import replace
 import torch
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward, GradientConfig
+from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward
 from dpg_robot.learn.estimators import ESTIMATORS
-from dpg_robot.learn.networks import RunningNorm
+from dpg_robot.learn.learner import LearnerConfig
+from dpg_robot.learn.networks import RunningNorm, set_products
 from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT
 
 FIRST_STEPS, GRADIENT_STEPS = 6000, 3000
 CHECK_EVERY = 250
 BATCH_SIZE = 256
 FINAL_RATE = 0.03
-WEIGHT_DECAY = 0.1
-NUM_GRADIENTS = 3
+WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.1, 'denoiser': 0.0, 'model': 0.0}
+CRITIC_RATE = 1e-3
+NUM_CRITICS, NUM_GRADIENTS = 4, 3
 # What is fitted once and shared: estimators that need the same network of the same action.
 CRITIC_OF = {'disturbance_critic': 'executed', 'critic': 'clean', 'model': 'clean',
              'discriminative': 'held apart'}
 HELD_OUT_EVERY = 10
+NUM_DRAWS = 10  # of denoising noise, to average over
 
 
-def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, policy, value,
+def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, policy, value,
                  seed: int) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
     """Fit estimators to the same transitions and the same target y.
 
@@ -62,13 +65,15 @@ def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, poli
     if len(data.reward) < least:
         raise SpecError(f'transitions must be at least {least}, so that some are held out, '
                         f'got {len(data.reward)}')
-    torch.manual_seed(seed)
     data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
-    config = replace(config, gradient_weight_decay=WEIGHT_DECAY, num_gradients=NUM_GRADIENTS,
-                     cross_fit=True)
-    dims = data.obs.shape[1], data.action.shape[1]
-    fits = {name: ActionGradient(replace(config, estimator=name), *dims, policy.norm, value)
-            for name in names}
+    config = replace(config, critic_rate=CRITIC_RATE, num_critics=NUM_CRITICS,
+                     num_gradients=NUM_GRADIENTS, cross_fit=True)
+    dims, fits = (data.obs.shape[1], data.action.shape[1]), {}
+    for name in names:
+        torch.manual_seed(seed)
+        fits[name] = ActionGradient(
+            replace(config, estimator=name), *dims, policy.norm, value)
+        set_products(fits[name], config.precision)
     outcome_norm = RunningNorm(dims[0] + 1)
     outcome_norm.update(change_and_reward(data))
     for fit in fits.values():
@@ -83,29 +88,38 @@ def fit_gradient(config: GradientConfig, names: Sequence[str], data: Batch, poli
             if (network, kind) in shared:
                 setattr(fit, network, shared[network, kind])
             else:
-                _fit(fit, network, data, FIRST_STEPS)
+                _fit(fit, network, data, FIRST_STEPS, seed)
                 shared[network, kind] = getattr(fit, network)
     for fit in fits.values():
-        if fit.gradient is not None:
-            _fit(fit, 'gradient', data, GRADIENT_STEPS)
+        if fit.gradient is None:
+            continue
+        if fit.on_disturbance and 'denoised' in shared:
+            fit.gradient = shared['denoised']
+        else:
+            _fit(fit, 'gradient', data, GRADIENT_STEPS, seed)
+        if fit.on_disturbance:
+            shared['denoised'] = fit.gradient
+            _weigh(fit, data)
     return {name: fit.eval() for name, fit in fits.items()}
 
 
-def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int) -> None:
+def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: int) -> None:
     """Train one network, the others as they are, and keep its best parameters."""
+    torch.manual_seed(seed)
     module = getattr(fit, network)
     group, = (group for group in fit.parameter_groups()
               if group['params'][0] is next(module.parameters()))
-    optimizer = torch.optim.AdamW([group], weight_decay=0.0, fused=True)
+    group['weight_decay'] = WEIGHT_DECAY[network]
+    optimizer = torch.optim.AdamW([group], fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, num_steps, group['lr'] * FINAL_RATE)
     rows = torch.arange(len(data.reward))
     held_out = data.fold == HELD_OUT
-    unseen, rows = Batch(*(x[held_out] for x in data)), rows[~held_out]
+    unseen, rows = _rows(data, held_out), rows[~held_out]
     least, best = float('inf'), None
     for step in range(1, num_steps + 1):
         chosen = rows[torch.randint(len(rows), (BATCH_SIZE,))]
-        loss = fit.train().losses(Batch(*(x[chosen] for x in data)), (network,))[0][network]
+        loss = fit.train().losses(_rows(data, chosen), (network,))[0][network]
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=group['params'])
         optimizer.step()
@@ -117,6 +131,19 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int) -> None
     with torch.no_grad():
         for parameter, value in zip(group['params'], best):
             parameter.copy_(value)
+
+
+def _weigh(fit, data):
+    """Take the shares of guides and gradient from transitions that neither was fitted to."""
+    unseen = _rows(data, data.fold == HELD_OUT)
+    fit.eval()
+    for draw in range(NUM_DRAWS):
+        sample, own = fit.per_sample(unseen)
+        fit.follow(sample, own, 1 / (draw + 1))
+
+
+def _rows(data, rows):
+    return Batch(*(x[rows] for x in data))
 
 
 def _held_out_loss(fit, network, unseen):

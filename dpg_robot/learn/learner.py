@@ -25,7 +25,8 @@ from torch import nn
 
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import ActionGradient, GradientConfig, NETWORKS
-from dpg_robot.learn.networks import EnsembleMLP, polyak_update
+from dpg_robot.learn.estimators import check_outcome
+from dpg_robot.learn.networks import EnsembleMLP, polyak_update, set_products
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.routes import inverted_ascent
@@ -47,6 +48,10 @@ class LearnerConfig(GradientConfig):
     :param max_weight: importance weights of the inverted route are truncated at this.
     :param drift: weight of the divergence KL(slow copy of the policy | policy); 0 turns it off.
     :param drift_rate: how fast that copy follows, per update; ``target_rate`` the same for V.
+    :param value_weight_decay: keeps V smooth; roughness would pass from state to state, since V
+        bootstraps from itself, and drown in y what the action does.
+    :param precision: what hidden layers are multiplied in while training: ``bfloat16`` is faster
+        where the processor has it, and ``auto`` takes it there.
     """
 
     batch_size: int = bounded(256, minimum=2)
@@ -60,7 +65,9 @@ class LearnerConfig(GradientConfig):
     drift: float = bounded(0.0, minimum=0)
     drift_rate: float = bounded(0.01, above=0, maximum=1)
     policy_rate: float = bounded(5e-4, above=0)
-    target_rate: float = bounded(0.01, above=0, maximum=1)
+    target_rate: float = bounded(0.005, above=0, maximum=1)
+    value_weight_decay: float = bounded(1.0, minimum=0)
+    precision: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'))
 
     def check(self, name: str) -> None:
         """Check the rules that span fields.
@@ -70,10 +77,7 @@ class LearnerConfig(GradientConfig):
         if self.route == 'inverted' and self.estimator == 'reinforce':
             raise SpecError(f'{name}.route must be amortised for the estimator reinforce, right '
                             f'only on average over actions, got {self.route}')
-        if self.estimator == 'doubly_robust' and self.outcome in ('reward', 'value'):
-            raise SpecError(f'{name}.outcome must be state or achieved_goal for the estimator '
-                            'doubly_robust, which reads a disturbance of each action element from '
-                            f'it, got {self.outcome}')
+        check_outcome(name, self.estimator, self.outcome)
 
 
 class Learner(nn.Module):
@@ -97,10 +101,12 @@ class Learner(nn.Module):
         self.slow_policy = copy.deepcopy(self.policy.net) if config.drift else None
         self.action_gradient = ActionGradient(config, obs_dim, action_dim, self.policy.norm,
                                               self.value_target, achieved_goal)
+        set_products(self, config.precision)
         first = math.log(config.temperature) if config.temperature > 0 else -math.inf
         self.log_temperature = nn.Parameter(torch.tensor(first))
         groups = [{'params': list(self.policy.parameters()), 'lr': config.policy_rate},
-                  {'params': list(self.value.parameters()), 'lr': config.critic_rate},
+                  {'params': list(self.value.parameters()), 'lr': config.critic_rate,
+                   'weight_decay': config.value_weight_decay},
                   {'params': [self.log_temperature], 'lr': config.policy_rate},
                   *self.action_gradient.parameter_groups()]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)

@@ -23,7 +23,14 @@ from torch import nn
 
 
 class EnsembleMLP(nn.Module):
-    """``num_members`` independent multilayer perceptrons of one shape, evaluated together."""
+    """``num_members`` independent multilayer perceptrons of one shape, evaluated together.
+
+    ``products`` is the type that hidden layers are multiplied in while training, None for that of
+    the parameters; inputs, outputs and all of an evaluation have the parameters' own. See
+    :func:`set_products`.
+    """
+
+    products: torch.dtype | None = None
 
     def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int, num_members: int = 1):
         """Create the members, each with torch.nn.Linear's initial distribution."""
@@ -43,13 +50,32 @@ class EnsembleMLP(nn.Module):
         :param x: inputs, shape (B, in_dim).
         :return: outputs, shape (num_members, B, out_dim).
         """
-        h = x.expand(self.weights[0].shape[0], *x.shape)
+        h = x.expand(len(self.weights[0]), *x.shape)
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            h = torch.baddbmm(bias, h, weight)
+            narrow = self.products and self.training and 0 < i < last
+            kind = self.products if narrow else weight.dtype
+            h = torch.baddbmm(bias.to(kind), h.to(kind), weight.to(kind))
             if i < last:
                 h = torch.relu(h)
         return h
+
+
+def set_products(module: nn.Module, precision: str) -> None:
+    """Choose what the hidden layers of all networks inside are multiplied in while training.
+
+    :param precision: ``float32``; ``bfloat16``, whose numbers have eight significant bits; or
+        ``auto``: bfloat16 where the processor has instructions for it.
+    """
+    narrow = precision == 'bfloat16' or precision == 'auto' and _has_bfloat16()
+    for network in module.modules():
+        if isinstance(network, EnsembleMLP):
+            network.products = torch.bfloat16 if narrow else None
+
+
+def _has_bfloat16():
+    capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
+    return any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 
 class RunningNorm(nn.Module):

@@ -35,7 +35,13 @@ from torch import nn
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import change_and_reward, choose_outcome
 from dpg_robot.learn.denoiser import Denoiser
-from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, Sample
+from dpg_robot.learn.estimators import (
+    best_lean,
+    check_outcome,
+    ESTIMATORS,
+    lean_moments,
+    Sample,
+)
 from dpg_robot.learn.gae import generalised_advantage, Rollout
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
 from dpg_robot.learn.policy import SquashedGaussianPolicy
@@ -86,6 +92,13 @@ class OnPolicyConfig:
     policy_rate: float = bounded(5e-4, above=0)
     value_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
+
+    def check(self, name: str) -> None:
+        """Check the rules that span fields.
+
+        :raises SpecError: naming the key, the rule and the value.
+        """
+        check_outcome(name, self.estimator, self.outcome)
 
 
 class Prepared(NamedTuple):

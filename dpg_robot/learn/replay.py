@@ -21,14 +21,15 @@ from typing import NamedTuple
 import torch
 
 FOLD_RUN = 50
-HELD_OUT = 2
+NUM_FOLDS = 4
+HELD_OUT = NUM_FOLDS
 
 
 class Batch(NamedTuple):
     """Transitions: obs, next_obs (B, obs_dim); action (B, action_dim); the rest (B,).
 
-    ``fold``, 0 or 1, says which half of the data a transition belongs to, for cross-fitting: what
-    was fitted on one half is used on the other. Fold 2 is held out from all fits.
+    ``fold``, 0 to 3, says which quarter of the data a transition belongs to, for cross-fitting:
+    what was fitted without one quarter is used there. Fold 4 is held out from all fits.
     ``log_prob`` is log p(a | s) of the behaviour when it acted, NaN where nobody recorded it.
     """
 
@@ -103,11 +104,11 @@ class Replay:
 
 
 def folds_of(rows: torch.Tensor, held_out_every: int) -> torch.Tensor:
-    """Deal rows to folds 0 and 1, and each so many-th run to fold 2, which is held out.
+    """Deal rows to folds 0 to 3, and each so many-th run to fold 4, which is held out.
 
     :param rows: numbers of the transitions in time; runs of ``FOLD_RUN`` stay together, since
         neighbours are alike.
     """
     run = rows // FOLD_RUN
     held_out = run % held_out_every == held_out_every - 1
-    return torch.where(held_out, HELD_OUT, run % 2).float()
+    return torch.where(held_out, HELD_OUT, run % NUM_FOLDS).float()

@@ -31,18 +31,11 @@ def sample_gradient(source: ActionGradient, batch: Batch) -> torch.Tensor:
     """
     if source.estimator.correction is None:
         return source(batch.obs, batch.action)
-    with torch.no_grad():
-        obs = source.norm(batch.obs)
-        target = (source.target(batch) - source._value(obs)) / source.scale.clamp(min=1e-6)
-        denoised, action = None, batch.action
-        if source.denoiser is not None:
-            denoised = source.denoiser(action, obs, source._outcome(batch, target))
-            action = denoised.action
-    action = action.detach().requires_grad_()
-    q = source._unseen(source._advantages(obs, action), batch.fold)
-    sample = source._sample(batch, obs, action, q, target, denoised)
+    sample, _ = source.per_sample(batch)
     estimate = source.estimator.correction(sample)
     if source.estimator.leans:
+        if source.training:
+            source.follow(sample, torch.zeros_like(estimate))
         estimate = estimate + torch.tensordot(sample.lean, sample.guides, 1)
     return source.scale * estimate.detach()
 

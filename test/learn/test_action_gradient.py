@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dpg_robot.learn.action_gradient import change_and_reward
-from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
-from dpg_robot.learn.replay import Batch, HELD_OUT
+from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
+from dpg_robot.learn.replay import Batch, HELD_OUT, NUM_FOLDS
 
 NAMES = tuple(ESTIMATORS)
 
@@ -36,6 +36,12 @@ def asked_for(gradient):
     """Make the corrections something else than zero."""
     gradient.scale.fill_(1.0)
     torch.nn.init.normal_(gradient.gradient.weights[-1])
+
+
+def share_out(gradient, *shares):
+    """Give guides and, last, the amortised gradient these shares."""
+    shares = torch.tensor(shares)
+    gradient.moments.copy_(torch.cat([torch.eye(len(shares)), shares[:, None]], -1))
 
 
 def test_target_bootstraps_unless_terminated(make_gradient, with_known_value):
@@ -106,6 +112,17 @@ def test_scale_is_the_deviation_of_the_target_from_the_value(
     assert first < gradient.scale < 1.3 * first  # the scale follows slowly
 
 
+def test_a_scale_that_was_set_stays(make_gradient, random_batch):
+    gradient, batch = make_gradient('critic', gamma=0.9), random_batch(100)
+    gradient.set_scale(batch)
+    with torch.no_grad():
+        difference = gradient.target(batch) - gradient._value(batch.obs)
+    expected = difference.square().mean().sqrt()
+    for _ in range(3):
+        gradient.losses(batch._replace(reward=batch.reward + 100))
+    torch.testing.assert_close(gradient.scale, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize('estimator', NAMES)
 def test_a_look_at_the_losses_changes_nothing(make_gradient, random_batch, estimator):
     gradient, batch = make_gradient(estimator, lean_on='both'), random_batch(40)
@@ -137,6 +154,33 @@ def test_losses_touch_disjoint_parameters(make_gradient, random_batch, estimator
         assert touched == {name}
 
 
+ON_DISTURBANCE = [('denoising', 'state'), ('denoising', 'achieved_goal'),
+                  ('doubly_robust', 'state'), ('doubly_robust', 'achieved_goal')]
+ON_CORRECTIONS = [('denoising', 'reward'), ('denoising', 'value'), ('discriminative', 'state'),
+                  ('reinforce', 'state')]
+
+
+@pytest.mark.parametrize('estimator, outcome', ON_DISTURBANCE + ON_CORRECTIONS)
+def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is_one(
+        make_gradient, random_batch, estimator, outcome):
+    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0))
+    batch, at = random_batch(40, action_dim=2), []
+    gradient.losses(batch)
+    asked_for(gradient)
+    gradient.eval()
+    if estimator == 'doubly_robust':
+        share_out(gradient, 0.4, 0.7)
+    samples = spy(gradient)
+    gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got))
+    loss = gradient.losses(batch)[0]['gradient'].detach()
+    sample, guess = samples[0], at[0].detach()
+    if (estimator, outcome) in ON_DISTURBANCE:
+        errors = regression_error(guess, sample).square()
+    else:
+        errors = (guess - gradient.estimator.correction(sample)).square().sum(-1)
+    torch.testing.assert_close(loss, errors.mean(1).sum())
+
+
 def constant_critics(gradient, *values):
     for parameter in gradient.critic.parameters():
         torch.nn.init.zeros_(parameter)
@@ -144,54 +188,66 @@ def constant_critics(gradient, *values):
         gradient.critic.biases[-1][:, 0, 0] = torch.tensor(values)
 
 
+@pytest.mark.parametrize('num_critics', [2, 3, 4])
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'discriminative'])
-def test_each_transition_gets_the_baseline_of_the_other_fold(
-        make_gradient, random_batch, estimator):
-    batch = random_batch(30)._replace(fold=torch.arange(30) % 3)
-    expected = torch.tensor([20.0, 10.0, 15.0])[torch.arange(30) % 3]  # fold 2: both
-    for cross_fit, baseline in ((True, expected), (False, torch.full((30,), 15.0))):
-        gradient = make_gradient(estimator, cross_fit=cross_fit)
-        constant_critics(gradient, 10.0, 20.0)
+def test_each_transition_gets_the_baseline_of_the_critic_that_was_kept_from_it(
+        make_gradient, random_batch, estimator, num_critics):
+    values = torch.tensor([10.0, 20.0, 40.0, 80.0])[:num_critics]
+    fold = torch.arange(30) % (NUM_FOLDS + 1)
+    batch = random_batch(30)._replace(fold=fold.float())
+    one = values[fold % num_critics]
+    expected = torch.where(fold == HELD_OUT, values.mean(), one)  # held out: all
+    for cross_fit, baseline in ((True, expected), (False, values.mean().expand(30))):
+        gradient = make_gradient(estimator, cross_fit=cross_fit, num_critics=num_critics)
+        constant_critics(gradient, *values.tolist())
         samples = spy(gradient)
         gradient.losses(batch)
         target = (batch.reward - gradient._value(batch.obs).detach()) / gradient.scale
         torch.testing.assert_close(samples[0].advantage, target - baseline)
 
 
+def slopes_of_critics(gradient, batch):
+    """Return for each critic the derivative of the loss by its last bias."""
+    loss = gradient.losses(batch, ('critic',))[0]['critic']
+    return torch.autograd.grad(loss, gradient.critic.biases[-1])[0].flatten()
+
+
+@pytest.mark.parametrize('num_critics', [2, 3, 4])
 @pytest.mark.parametrize('cross_fit', [True, False])
-def test_each_critic_is_fitted_to_its_own_fold(make_gradient, random_batch, cross_fit):
+def test_each_critic_is_kept_from_its_own_folds(
+        make_gradient, random_batch, cross_fit, num_critics):
+    gradient = make_gradient('discriminative', cross_fit=cross_fit,
+                             num_critics=num_critics).eval()
+    gradient.scale.fill_(1.0)
     batch = random_batch(40)
-    grads = []
-    for changed_fold in (None, 0, 1):
-        torch.manual_seed(0)
-        gradient = make_gradient('discriminative', cross_fit=cross_fit).eval()
-        gradient.scale.fill_(1.0)
-        reward = torch.where(batch.fold == changed_fold, 3.0, batch.reward) \
-            if changed_fold is not None else batch.reward
-        loss = gradient.losses(batch._replace(reward=reward))[0]['critic']
-        grads.append(torch.autograd.grad(loss, gradient.critic.biases[-1])[0].flatten())
-    for changed_fold in (0, 1):
-        same = grads[0] == grads[1 + changed_fold]
-        assert same.tolist() == [cross_fit and member != changed_fold for member in (0, 1)]
+    before = slopes_of_critics(gradient, batch)
+    for fold in range(NUM_FOLDS):
+        expected = [cross_fit and fold % num_critics == m for m in range(num_critics)]
+        alone = batch._replace(fold=torch.full((40,), float(fold)))
+        assert (slopes_of_critics(gradient, alone) == 0).tolist() == expected
+        changed = batch._replace(reward=torch.where(batch.fold == fold, 3.0, batch.reward))
+        assert (slopes_of_critics(gradient, changed) == before).tolist() == expected
 
 
-def test_loss_of_the_critics_weighs_folds_so_that_their_sum_is_that_of_two_fits(
-        make_gradient, random_batch):
-    gradient, batch = make_gradient('discriminative', cross_fit=True).eval(), random_batch(40)
+@pytest.mark.parametrize('num_critics', [2, 4])
+def test_loss_of_the_critics_weighs_folds_so_that_their_sum_is_that_of_many_fits(
+        make_gradient, random_batch, num_critics):
+    gradient, batch = make_gradient('discriminative', cross_fit=True,
+                                    num_critics=num_critics).eval(), random_batch(40)
     gradient.scale.fill_(1.0)
     target = batch.reward - gradient._value(batch.obs).detach()
     error = (gradient._advantages(batch.obs, batch.action).detach() - target).square()
-    expected = error[0, batch.fold == 0].mean() + error[1, batch.fold == 1].mean()
+    expected = sum(error[m, batch.fold % num_critics != m].mean() for m in range(num_critics))
     torch.testing.assert_close(gradient.losses(batch)[0]['critic'].detach(), expected)
-    # On held-out transitions both are measured.
+    # On held-out transitions all are measured.
     unseen = batch._replace(fold=torch.full((40,), float(HELD_OUT)))
     torch.testing.assert_close(gradient.losses(unseen)[0]['critic'].detach(),
                                error.mean(1).sum())
 
 
-@pytest.mark.parametrize('cross_fit, fair', [(True, True), (False, False)])
+@pytest.mark.parametrize('cross_fit, num_critics', [(True, 2), (True, 4), (False, 2)])
 def test_noise_explained_away_shrinks_the_estimate_unless_cross_fitted(
-        linear_gaussian, make_gradient, exact_net, assert_mean, cross_fit, fair):
+        linear_gaussian, make_gradient, exact_net, assert_mean, cross_fit, num_critics):
     # y = o, whose gradient is 1. Critics with enough capacity learn each transition's noise by
     # heart; an advantage without its noise knows nothing of the outcome.
     world, num, obs_dim = linear_gaussian(), 300, 12
@@ -199,9 +255,9 @@ def test_noise_explained_away_shrinks_the_estimate_unless_cross_fitted(
     obs = torch.cat([torch.zeros(num, 1), torch.randn(num, obs_dim - 1)], -1)
     next_obs = obs + torch.nn.functional.pad(outcome, (0, obs_dim - 1))
     batch = Batch(obs, action, outcome[:, 0], next_obs, torch.zeros(num),
-                  (torch.arange(num) % 2).float())
+                  (torch.arange(num) % NUM_FOLDS).float())
     gradient = make_gradient('denoising', obs_dim, sigma=world.sigma, cross_fit=cross_fit,
-                             hidden=(64,))
+                             num_critics=num_critics, hidden=(64,))
     for parameter in gradient.value.parameters():
         torch.nn.init.zeros_(parameter)
     gradient.denoiser.net = exact_net(world, 1, obs_dim, obs_dim + 1)
@@ -215,7 +271,7 @@ def test_noise_explained_away_shrinks_the_estimate_unless_cross_fitted(
         gradient.losses(batch)
     estimates = torch.stack([s.advantage[:, None] * s.score for s in samples]).mean(0)
     estimates = gradient.scale * estimates
-    if fair:
+    if cross_fit:
         assert_mean(estimates, torch.tensor([1.0]))
     else:
         assert estimates.mean() < 0.3
@@ -281,14 +337,14 @@ def test_gradient_of_the_critic_is_that_of_the_mean_critic(make_gradient, random
 
 
 @pytest.mark.parametrize('lean_on, shares', [
-    ('critic', (0.3, 0.0)), ('model', (0.0, 0.6)), ('both', (0.3, 0.6))])
-def test_gradient_adds_its_guides_as_far_as_it_leans_on_them(with_model, lean_on, shares):
+    ('critic', (0.3, 0.0, 0.8)), ('model', (0.0, 0.6, 1.2)), ('both', (0.3, 0.6, 0.8))])
+def test_gradient_adds_up_guides_and_amortised_gradient_by_their_shares(
+        with_model, lean_on, shares):
     # The baseline of the model has the model made in each case.
     gradient, batch, target = with_model('doubly_robust', lean_on=lean_on, baseline='model')
-    kept = [share for share in shares if share]
     asked_for(gradient)
     gradient.scale.fill_(1.7)
-    gradient.moments.copy_(torch.cat([torch.eye(len(kept)), torch.tensor(kept)[:, None]], -1))
+    share_out(gradient, *(share for share in shares if share))
     with torch.no_grad():
         amortised = 1.7 * gradient.gradient(
             torch.cat([gradient.norm(batch.obs), batch.action], -1)).mean(0)
@@ -296,7 +352,7 @@ def test_gradient_adds_its_guides_as_far_as_it_leans_on_them(with_model, lean_on
         gradient.norm(batch.obs), action).mean(0), batch.action)
     model = slope(lambda action: target(batch.obs, action), batch.action)
     torch.testing.assert_close(gradient(batch.obs, batch.action),
-                               amortised + shares[0] * critic + shares[1] * model,
+                               shares[0] * critic + shares[1] * model + shares[2] * amortised,
                                rtol=3e-3, atol=1e-3)
 
 
@@ -313,14 +369,20 @@ def test_baseline_of_the_model(with_model, estimator):
 
 
 def test_guides_are_the_gradients_of_critic_and_model_at_the_denoised_action(with_model):
-    gradient, batch, target = with_model('doubly_robust', lean_on='both', cross_fit=True)
-    batch = batch._replace(fold=torch.zeros(60))
+    gradient, batch, target = with_model('doubly_robust', lean_on='both', cross_fit=True,
+                                         num_critics=3)
+    fold = torch.arange(60) % (NUM_FOLDS + 1)
+    batch = batch._replace(fold=fold.float())
     gradient.eval()
     samples, at = spy(gradient), []
     gradient.denoiser.register_forward_hook(lambda module, args, got: at.append(got.action))
     gradient.losses(batch)
     model = slope(lambda action: target(batch.obs, action), at[0])
-    critic = slope(lambda action: gradient.advantages(gradient.norm(batch.obs), action)[1], at[0])
+
+    def unseen(action):
+        q = gradient.advantages(gradient.norm(batch.obs), action)
+        return torch.where(fold == HELD_OUT, q.mean(0), q.gather(0, fold[None] % 3)[0])
+    critic = slope(unseen, at[0])
     torch.testing.assert_close(1.7 * samples[0].guides, torch.stack([critic, model]),
                                rtol=1e-3, atol=1e-3)
 
@@ -336,13 +398,18 @@ def test_discriminative_score_is_the_models_at_the_executed_action(make_gradient
     torch.testing.assert_close(samples[0].score, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_moments_follow_slowly(make_gradient, random_batch):
-    gradient = make_gradient(lean_on='both')
+def test_moments_of_guides_and_amortised_gradient_follow_slowly(make_gradient, random_batch):
+    gradient, at = make_gradient(lean_on='both'), []
+    asked_for(gradient)
     samples = spy(gradient)
-    assert gradient.lean.tolist() == [0, 0]
+    gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
+    assert gradient.lean.tolist() == [0, 0] and gradient.shares.tolist() == [0, 0, 0]
     gradient.losses(random_batch(40))
-    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(samples[0]))
-    assert (gradient.lean >= 0).all()
+    together = samples[0]._replace(guides=torch.cat([samples[0].guides, at[0].detach()[None]]))
+    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(together))
+    assert (gradient.shares >= 0).all() and (gradient.shares > 0).any()
+    # The correction of one sample leans on the guides alone.
+    torch.testing.assert_close(gradient.lean, best_lean(0.01 * lean_moments(samples[0])))
 
 
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'reinforce'])
@@ -351,6 +418,9 @@ def test_nothing_is_corrected_before_data_ask_for_it(make_gradient, random_batch
     gradient.scale.fill_(1.0)
     assert (gradient(batch.obs, batch.action) == 0).all()
     asked_for(gradient)
+    if estimator != 'reinforce':  # what is fitted to disturbances has to show its share, too
+        assert (gradient(batch.obs, batch.action) == 0).all()
+        share_out(gradient, *[0.5] * len(gradient.moments))
     assert (gradient(batch.obs, batch.action) != 0).any()
 
 

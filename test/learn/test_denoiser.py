@@ -19,7 +19,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.denoiser import Denoiser
+from dpg_robot.learn.denoiser import CORRELATION_RIDGE, Denoiser, FIRST_SPREAD
 
 SIGMAS = (0.1, 0.2, 0.5)
 
@@ -144,6 +144,83 @@ def test_an_error_of_the_network_does_not_blow_up_at_small_noise(
     assert difference.min() > 0
     # The score's own scale is 1 / sigma_0 at most.
     assert difference.max() <= 1.5 * error / world.sigma
+
+
+class Shaken:
+    """The linear-Gaussian world with mu = 0, whose noise shakes both elements together.
+
+    ``o = a + nu w`` with correlated w, so ``o | a_hat ~ N(a_hat, C)``, ``C = Sigma I + nu^2 R``,
+    ``a_hat_o - a_hat = Sigma C^-1 (o - a_hat)`` and ``F = C^-1``. It is a perfect denoiser's
+    network, too, but for the errors of its fisher.
+    """
+
+    noise = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+
+    def __init__(self, world, fisher_errors=(1.0, 1.0)):
+        self.world = world
+        self.covariance = world.posterior_var * torch.eye(2) + world.nu ** 2 * self.noise
+        self.fisher = torch.linalg.inv(self.covariance)
+        self.fisher_errors = torch.tensor(fisher_errors)
+
+    def draw(self, num):
+        action, _ = self.world.draw(num, action_dim=2)
+        shake = torch.randn(num, 2) @ torch.linalg.cholesky(self.noise).T
+        return action, torch.zeros(num, 1), action + self.world.nu * shake
+
+    def net(self, x):
+        noised, _, outcome, mask, _ = x.split((2, 1, 2, 1, 1), -1)
+        denoised = self.world.denoise(noised, 0.0)
+        shift = mask * self.world.posterior_var * (outcome - denoised) @ self.fisher
+        answer = (denoised + shift - noised) * 2 ** 0.5 / self.world.sigma
+        spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
+        fisher = torch.log(self.fisher.diagonal() * self.fisher_errors * self.world.sigma ** 2)
+        return torch.cat([answer, spread, fisher.expand_as(noised)], -1)[None]
+
+    def denoiser(self):
+        denoiser = Denoiser(1, 2, 2, (4,), self.world.sigma)
+        denoiser.net.forward = self.net
+        for _ in range(600):
+            denoiser(*self.draw(512))
+        return denoiser.eval()
+
+
+@pytest.mark.parametrize('fisher_errors', [(1.0, 1.0), (2.0, 0.5)])
+def test_disturbance_undoes_the_correlation_of_scores(linear_gaussian, fisher_errors):
+    shaken = Shaken(linear_gaussian(nu=0.3), fisher_errors)
+    denoiser = shaken.denoiser()
+    size = shaken.fisher.diagonal() ** -0.5
+    correlation = size[:, None] * shaken.fisher * size
+    assert correlation[0, 1] < -0.6
+    # What one average over all data holds includes what fisher has wrong.
+    size = shaken.fisher_errors ** -0.5
+    torch.testing.assert_close(denoiser.correlation, size[:, None] * correlation * size,
+                               rtol=0.03, atol=0.03)
+    action, obs, outcome = shaken.draw(200_000)
+    got = denoiser(action, obs, outcome)
+    torch.testing.assert_close(got.score, (outcome - got.action) @ shaken.fisher,
+                               rtol=1e-3, atol=1e-3)
+    moment = got.disturbance.T @ got.score / len(action)
+    # The ridge may take a little from the direction that the outcome hardly tells.
+    taken = CORRELATION_RIDGE / torch.linalg.eigvalsh(denoiser.correlation)[0]
+    assert taken < 0.05
+    torch.testing.assert_close(moment, torch.eye(2), rtol=0, atol=taken.item() + 0.02)
+    if fisher_errors == (1.0, 1.0):
+        by_element = (got.score / shaken.fisher.diagonal()).T @ got.score / len(action)
+        assert by_element[0, 1] < -0.6
+        error = got.disturbance - (outcome - got.action)
+        assert rms(error) < 0.05 * rms(got.disturbance)
+
+
+def test_correlation_follows_in_training_only(linear_gaussian):
+    shaken = Shaken(linear_gaussian(nu=0.3))
+    denoiser = shaken.denoiser()
+    before = denoiser.correlation.clone()
+    denoiser(*shaken.draw(512))
+    assert torch.equal(denoiser.correlation, before)
+    denoiser.train()(*shaken.draw(512))
+    assert not torch.equal(denoiser.correlation, before)
+    assert (denoiser.correlation - before).abs().max() < 0.02  # slowly
+    assert 'correlation' in denoiser.state_dict()
 
 
 class Uneven:

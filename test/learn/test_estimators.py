@@ -21,8 +21,11 @@ from dpg_robot.learn.estimators import (
     doubly_robust,
     ESTIMATORS,
     lean_moments,
+    MAX_LEAN,
+    regression_error,
     reinforce,
     Sample,
+    unexplained,
 )
 
 NUM = 100_000
@@ -132,10 +135,9 @@ def lean_of(sample):
 
 
 def least_squares(sample):
-    """Return the c that make the mean square of the correction least, by a generic solver."""
+    """Return the c that leave the least mean square unexplained, by a generic solver."""
     explained = (sample.guides * sample.disturbance).sum(-1)
-    columns = (explained[..., None] * sample.score).flatten(1).T
-    return torch.linalg.lstsq(columns, denoising(sample).flatten()).solution
+    return torch.linalg.lstsq(explained.T, sample.advantage).solution
 
 
 @pytest.mark.parametrize('factor', [1.0, 2.0, 4.0])
@@ -163,7 +165,7 @@ def test_best_lean_is_least_squares_for_two_guides(quadratic):
     assert (lean_of(sample._replace(guides=sample.guides[:1])) - expected[0]).abs() > 0.05
 
 
-def test_best_lean_is_least_squares_also_where_large_scores_explain_less():
+def test_best_lean_gives_large_scores_no_more_weight_than_small_ones():
     score = torch.randn(NUM, 2).double() * torch.tensor([3.0, 0.5])
     guides = torch.tensor([[1.0, 1.0], [0.5, -1.0]]).double()[:, None].expand(-1, NUM, 2)
     explained = (guides * score).sum(-1)
@@ -171,28 +173,29 @@ def test_best_lean_is_least_squares_also_where_large_scores_explain_less():
         / (0.5 + score.square().sum(-1)) ** 0.5
     sample = Sample(advantage, score, guides, score, torch.zeros(2).double())
     expected = least_squares(sample)
-    unweighted = torch.linalg.lstsq(explained.T, advantage).solution
-    assert (expected - unweighted).abs().max() > 0.05
+    columns = (explained[..., None] * score).flatten(1).T
+    weighted = torch.linalg.lstsq(columns, denoising(sample).flatten()).solution
+    assert (expected - weighted).abs().max() > 0.05
     assert 0.1 < expected.min() and expected.max() < 1
     torch.testing.assert_close(lean_of(sample), expected, rtol=0, atol=0.01)
 
 
-def test_best_lean_makes_the_correction_smallest(quadratic):
+def test_best_lean_leaves_the_least_unexplained(quadratic):
     guide = quadratic.gradient + 0.3 * WRONG
     lean = least_squares(quadratic.sample(guide)).item()
 
     def size(c):
-        return doubly_robust(quadratic.sample(guide, lean=(c,))).square().sum(-1).mean()
+        return unexplained(quadratic.sample(guide, lean=(c,))).square().mean()
 
     # The mean square is a parabola in c: lowest at its best, equal on either side.
     assert size(lean) < size(lean + 0.1)
     assert size(lean - 0.1).item() == pytest.approx(size(lean + 0.1).item(), rel=1e-9)
 
 
-@pytest.mark.parametrize('factor, expected', [(0.5, 1.0), (-1.0, 0.0)])
-def test_best_lean_stays_within_zero_and_one(quadratic, factor, expected):
+@pytest.mark.parametrize('factor, expected', [(0.5, MAX_LEAN), (-1.0, 0.0)])
+def test_best_lean_stays_within_its_limits(quadratic, factor, expected):
     sample = quadratic.sample(factor * quadratic.gradient)
-    assert not 0 <= least_squares(sample) <= 1
+    assert not 0 <= least_squares(sample) <= MAX_LEAN
     assert lean_of(sample).item() == expected
 
 
@@ -214,11 +217,113 @@ def test_best_lean_is_near_zero_for_a_random_guide(case):
 
 def test_moments_of_halves_average_to_those_of_the_whole(case):
     sample = case.sample(WRONG, OTHER)
-    halves = [sample._replace(advantage=sample.advantage[part], score=sample.score[part],
-                              guides=sample.guides[:, part], disturbance=sample.disturbance[part])
-              for part in (slice(NUM // 2), slice(NUM // 2, NUM))]
+    halves = [part_of(sample, part) for part in (slice(NUM // 2), slice(NUM // 2, NUM))]
     torch.testing.assert_close((lean_moments(halves[0]) + lean_moments(halves[1])) / 2,
                                lean_moments(sample))
+
+
+COVARIANCE = torch.tensor([[0.3, 0.16], [0.16, 0.2]], dtype=torch.float64)
+GUIDES = [((WRONG,), (0.0,)), ((WRONG,), (0.5,)), ((WRONG,), (1.0,)),
+          ((WRONG,), (2.0,)), ((WRONG, OTHER), (0.3, 0.9)), ((WRONG, OTHER), (2.0, -1.0))]
+
+
+class Correlated(Case):
+    """As :class:`Case`, where the world shakes both elements of the action together.
+
+    ``o | a_hat ~ N(a_hat, C)``: the score is ``C^-1 (o - a_hat)`` and ``F = C^-1``. With ``full``
+    the disturbance is ``F^-1 score``, else F is taken for diagonal.
+    """
+
+    def __init__(self, reward, full=True):
+        denoised = torch.tensor([0.7, -1.2], dtype=torch.float64)
+        shake = torch.randn(NUM, 2).double() @ torch.linalg.cholesky(COVARIANCE).T
+        fisher = torch.linalg.inv(COVARIANCE)
+        self.score = shake @ fisher
+        self.disturbance = shake if full else self.score / fisher.diagonal()
+        outcome = denoised + shake
+        if reward == 'linear':
+            self.target = outcome @ SLOPE
+            self.value, self.gradient = SLOPE @ denoised, SLOPE
+        else:
+            self.target = (outcome @ CURVE * outcome).sum(-1)
+            self.value = denoised @ CURVE @ denoised + (COVARIANCE * CURVE).sum()
+            self.gradient = 2 * CURVE @ denoised
+
+
+def part_of(sample, rows):
+    return sample._replace(advantage=sample.advantage[rows], score=sample.score[rows],
+                           guides=sample.guides[:, rows], disturbance=sample.disturbance[rows])
+
+
+def regress(sample):
+    """Return the guess with the least mean square of its error, and each sample's share in it."""
+    def loss(guess):
+        guess = guess.expand(1, len(sample.score), 2)
+        return regression_error(guess, sample).square().mean()
+
+    nought = torch.zeros(2, dtype=torch.float64)
+    slope = torch.autograd.functional.jacobian(loss, nought)
+    curve = torch.autograd.functional.hessian(loss, nought)
+    guess = -torch.linalg.solve(curve, slope)  # the loss is a parabola: one step of Newton
+    error = regression_error(guess.expand(1, len(sample.score), 2), sample)[0]
+    shares = torch.linalg.solve(curve, 2 * error[:, None] * sample.disturbance, left=False)
+    return guess, guess + shares
+
+
+def leant(guides, lean):
+    return sum((c * guide for c, guide in zip(lean, guides)), torch.zeros(2).double())
+
+
+@pytest.mark.parametrize('guides, lean', GUIDES)
+@pytest.mark.parametrize('reward', ['linear', 'quadratic'])
+def test_correlated_scores_do_not_bias_doubly_robust(assert_mean, reward, guides, lean):
+    case = Correlated(reward)
+    sample = case.sample(*guides, lean=lean)
+    assert_mean(leant(guides, lean) + doubly_robust(sample), case.gradient)
+
+
+@pytest.mark.parametrize('guides, lean', GUIDES[1:])
+def test_doubly_robust_is_biased_where_correlation_is_ignored(assert_mean, guides, lean):
+    case = Correlated('quadratic', full=False)
+    h = leant(guides, lean)
+    fisher = torch.linalg.inv(COVARIANCE)
+    bias = h - fisher @ (h / fisher.diagonal())
+    assert bias.norm() > 0.1 * case.gradient.norm()
+    assert_mean(h + doubly_robust(case.sample(*guides, lean=lean)), case.gradient + bias)
+
+
+@pytest.mark.parametrize('offset', [0.0, 1.0, -2.0])
+@pytest.mark.parametrize('reward', ['linear', 'quadratic'])
+def test_regression_on_the_disturbance_has_the_analytic_gradient_with_any_baseline(
+        assert_mean, reward, offset):
+    case = Correlated(reward)
+    sample = case.sample(baseline=case.value + offset)
+    guess, shares = regress(sample)
+    torch.testing.assert_close(shares.mean(0), guess, rtol=0, atol=1e-9)
+    assert_mean(shares, case.gradient)
+    # It is the mean of (y - b) score, whatever the guides and how far one leans on them.
+    assert_mean(denoising(sample) - guess, torch.zeros(2).double())
+    other = case.sample(WRONG, OTHER, baseline=case.value + offset, lean=(0.3, 0.9))
+    torch.testing.assert_close(regress(other)[0], guess)
+
+
+def test_regression_on_the_disturbance_is_wrong_where_correlation_is_ignored(assert_mean):
+    case = Correlated('quadratic', full=False)
+    # With D = diag F the fixed point solves D^-1 F D^-1 g = D^-1 grad.
+    wrong = torch.linalg.inv(COVARIANCE).diagonal() * (COVARIANCE @ case.gradient)
+    assert (wrong - case.gradient).norm() > 0.3 * case.gradient.norm()
+    assert_mean(regress(case.sample())[1], wrong)
+
+
+def test_regression_on_the_disturbance_varies_less_than_an_average_of_corrections():
+    sample, size = Correlated('quadratic').sample(), 100
+    parts = [part_of(sample, slice(i, i + size)) for i in range(0, NUM // 5, size)]
+    fitted = torch.stack([regress(part)[0] for part in parts])
+    averaged = torch.stack([denoising(part).mean(0) for part in parts])
+    assert fitted.var(0).sum() < 0.5 * averaged.var(0).sum()
+    # What of y - b is linear in the disturbance is no noise to it.
+    linear = part_of(Correlated('linear').sample(), slice(size))
+    torch.testing.assert_close(regress(linear)[0], SLOPE)
 
 
 class Actions:

@@ -25,12 +25,12 @@ from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch, HELD_OUT
 
 CONFIG = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,), 'gamma': 0.0,
-          'sigma': 0.3, 'critic_rate': 5e-3, 'denoiser_rate': 5e-3, 'gradient_rate': 5e-3}
+          'sigma': 0.3, 'denoiser_rate': 5e-3, 'gradient_rate': 5e-3}
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(module, 'FIRST_STEPS', 400)
+    monkeypatch.setattr(module, 'FIRST_STEPS', 600)
     monkeypatch.setattr(module, 'GRADIENT_STEPS', 400)
     monkeypatch.setattr(module, 'CHECK_EVERY', 100)
 
@@ -69,7 +69,7 @@ def slope_of(gradient):
 @pytest.mark.parametrize('names', [('denoising', 'doubly_robust', 'critic', 'model'),
                                    ('disturbance_critic', 'reinforce')])
 def test_fits_have_the_gradient_of_a_quadratic_reward(quick, data, names):
-    fits = fit(names, data)
+    fits = fit(names, data, hidden=(64, 64))
     assert tuple(fits) == names
     for name, gradient in fits.items():
         assert slope_of(gradient) == pytest.approx(-2.0, abs=0.6), name
@@ -85,7 +85,7 @@ def test_an_estimator_made_of_shared_networks_has_its_scale(very_quick, data, na
     assert fits['model'].model is fits[names[0]].model
     expected = data.reward.square().mean().sqrt()  # V is 0
     for gradient in (*fits.values(), alone):
-        assert gradient.scale.item() == pytest.approx(expected.item(), rel=0.05)
+        assert gradient.scale.item() == pytest.approx(expected.item(), rel=1e-5)
     assert fits['model'](obs, action).abs().min() > 0
 
 
@@ -107,6 +107,30 @@ def test_the_same_seed_gives_the_same_fit(very_quick, data):
                         for seed in (3, 3, 4))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize('name, others', [
+    ('denoising', ('critic', 'discriminative')), ('critic', ('doubly_robust',)),
+    ('model', ('critic',)), ('discriminative', ('model', 'reinforce'))])
+def test_a_fit_does_not_depend_on_what_else_is_asked_for(very_quick, data, name, others):
+    places = data.obs[:9], data.action[:9]
+    alone, among = (fit(names, data)[name](*places) for names in ((name,), (*others, name)))
+    assert torch.equal(alone, among)
+
+
+def test_each_network_has_its_own_decay_and_the_critics_their_step_size(
+        very_quick, data, monkeypatch):
+    groups, make = [], torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, 'AdamW', lambda given, **rest: (
+        groups.append(dict(given[0])), make(given, **rest))[1])
+    gradient = fit(('doubly_robust',), data, lean_on='both', critic_rate=0.5)['doubly_robust']
+    found = {name: (group['lr'], group['weight_decay']) for group in groups
+             for name in ('denoiser', 'model', 'critic', 'gradient')
+             if group['params'][0] is next(getattr(gradient, name).parameters())}
+    assert found == {'denoiser': (5e-3, 0.0), 'model': (1e-3, 0.0), 'critic': (1e-3, 0.3),
+                     'gradient': (5e-3, 0.1)}
+    assert gradient.cross_fit
+    assert len(gradient.critic.weights[0]) == 4 and len(gradient.gradient.weights[0]) == 3
 
 
 def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, monkeypatch):
@@ -133,8 +157,9 @@ def test_held_out_transitions_are_not_trained_on(very_quick, data):
     gradient = module.ActionGradient(
         LearnerConfig(**CONFIG | {'estimator': 'critic'}), 2, 1, learner.policy.norm,
         learner.value_target)
-    with pytest.raises(TypeError):  # no loss is the least, so nothing can be kept
-        module._fit(gradient, 'critic', poisoned, 20)
+    # No loss is the least, so nothing can be kept.
+    with pytest.raises(TypeError, match='NoneType'):
+        module._fit(gradient, 'critic', poisoned, 20, 0)
     assert all(p.isfinite().all() for p in gradient.critic.parameters())
     assert gradient.scale.isfinite()
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dpg_robot.learn.estimators import ESTIMATORS
-from dpg_robot.learn.replay import Batch
+from dpg_robot.learn.replay import Batch, NUM_FOLDS
 
 NUM_STEPS, BATCH_SIZE = 600, 256
 RATES = {'critic_rate': 1e-2, 'denoiser_rate': 1e-2, 'gradient_rate': 1e-2,
@@ -145,6 +145,35 @@ def test_a_control_cost_is_not_lost(build, outcome):
     slope, error = fit(gradient(obs, action), -4 * action)
     assert slope == pytest.approx(1.0, abs=0.15)
     assert error < 0.25
+
+
+class ShakenTask(Task):
+    """Two action elements about 0, shaken together: o = a + nu w with correlated w."""
+
+    def draw(self, num):
+        obs = torch.zeros(num, 2)
+        action, _ = self.world.draw(num, action_dim=2)
+        shake = torch.randn(num, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.19 ** 0.5]])
+        outcome = action + self.world.nu * shake
+        return Batch(obs, action, self.reward(action, outcome), outcome, torch.zeros(num),
+                     (torch.arange(num) % NUM_FOLDS).float())
+
+
+@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust'])
+def test_gradient_of_one_element_is_not_that_of_another_it_is_shaken_with(
+        make_gradient, linear_gaussian, estimator):
+    # y = -o_1^2: the second element does nothing but what the noise makes it look like.
+    task = ShakenTask(linear_gaussian(tau=0.3, sigma=0.3, nu=0.4),
+                      lambda action, outcome: -outcome[:, 0].square())
+    gradient = make_gradient(estimator, action_dim=2, sigma=0.3, **RATES)
+    no_value(gradient.value)
+    task.train(gradient, NUM_STEPS)
+    action = 0.25 * (2 * torch.rand(400, 2) - 1)
+    got = gradient(torch.zeros(400, 2), action)
+    design = torch.linalg.lstsq(action, got).solution
+    # Taken for uncorrelated, the elements would have slopes of about -4 and -2.8 there.
+    torch.testing.assert_close(design, torch.tensor([[-2.0, 0.0], [0.0, 0.0]]),
+                               rtol=0, atol=0.5)
 
 
 def test_gradient_with_many_noise_levels(build):

@@ -23,7 +23,8 @@ from torch.distributions import kl_divergence, Normal
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner, LearnerConfig
-from dpg_robot.learn.replay import Batch
+from dpg_robot.learn.networks import EnsembleMLP
+from dpg_robot.learn.replay import Batch, HELD_OUT
 
 NAMES = tuple(ESTIMATORS)
 # What else changes which networks and buffers there are.
@@ -204,7 +205,7 @@ def test_temperature_stays_without_a_target_or_at_zero(random_batch):
 
 
 def test_slow_copies_follow_slowly(random_batch):
-    learner = make_learner(target_rate=0.25, drift=0.1, drift_rate=0.125)
+    learner = make_learner('critic', target_rate=0.25, drift=0.1, drift_rate=0.125)
     pairs = ((learner.value_target, learner.value, 0.25),
              (learner.slow_policy, learner.policy.net, 0.125))
     before = [[p.clone() for p in target.parameters()] for target, *_ in pairs]
@@ -246,12 +247,14 @@ def test_drift_slows_the_policy(random_batch):
 
 
 @pytest.mark.parametrize('estimator', NAMES)
-def test_every_network_but_the_slow_ones_has_its_own_step_size(estimator):
+def test_every_network_but_the_slow_ones_has_its_own_step_size_and_decay(estimator):
     rates = {'policy': 1e-5, 'action_gradient.critic': 2e-5, 'value': 2e-5,
              'action_gradient.model': 2e-5, 'action_gradient.denoiser': 3e-5,
              'action_gradient.gradient': 4e-5, 'log_temperature': 1e-5}
+    decays = {'action_gradient.gradient': 0.7, 'value': 0.9}
     learner = make_learner(estimator, policy_rate=1e-5, critic_rate=2e-5, denoiser_rate=3e-5,
-                           gradient_rate=4e-5, gradient_weight_decay=0.7, drift=0.1)
+                           gradient_rate=4e-5, gradient_weight_decay=0.7, value_weight_decay=0.9,
+                           drift=0.1)
     got = {parameter: (group['lr'], group['weight_decay'])
            for group in learner.optimizer.param_groups for parameter in group['params']}
     expected = {}
@@ -259,10 +262,35 @@ def test_every_network_but_the_slow_ones_has_its_own_step_size(estimator):
         parts = name.split('.')
         key = '.'.join(parts[:2]) if parts[0] == 'action_gradient' else parts[0]
         if key in rates:
-            expected[parameter] = rates[key], 0.7 * (key == 'action_gradient.gradient')
+            expected[parameter] = rates[key], decays.get(key, 0.0)
         else:
             assert key in ('value_target', 'slow_policy')
     assert got == expected
+
+
+@pytest.mark.parametrize('precision, products', [
+    ('float32', None), ('bfloat16', torch.bfloat16)])
+def test_precision_reaches_every_network(precision, products):
+    learner = make_learner(lean_on='both', baseline='model', drift=0.1, precision=precision)
+    found = {'.'.join(name.split('.')[:2]): module.products
+             for name, module in learner.named_modules() if isinstance(module, EnsembleMLP)}
+    assert set(found.values()) == {products}
+    assert found.keys() == {
+        'policy.net', 'slow_policy', 'value', 'value_target', *(
+            f'action_gradient.{name}' for name in ('critic', 'denoiser', 'model', 'gradient'))}
+
+
+@pytest.mark.parametrize('estimator', NAMES)
+def test_narrow_products_change_an_update_a_little(random_batch, estimator):
+    batch, got = random_batch(64), []
+    for precision in ('float32', 'bfloat16'):
+        learner = make_learner(estimator, precision=precision, temperature=0.1, hidden=(32, 32),
+                               denoiser_hidden=(32, 32), gradient_hidden=(32, 32))
+        torch.manual_seed(1)
+        got.append(learner.update(batch)['loss/critic'].item())
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in learner.parameters())
+    assert got[0] != got[1]
+    assert got[1] == pytest.approx(got[0], rel=0.02)
 
 
 @pytest.mark.parametrize('estimator, changes', VARIANTS)
@@ -299,7 +327,7 @@ def test_measuring_changes_nothing(random_batch, estimator, changes):
     learner = make_learner(estimator, **changes)
     learn(learner, 3, random_batch)
     before, optimizer = state_of(learner), copy.deepcopy(learner.optimizer.state_dict())
-    unseen = random_batch(50)._replace(fold=torch.full((50,), 2.0))
+    unseen = random_batch(50)._replace(fold=torch.full((50,), float(HELD_OUT)))
     metrics = learner.measure(unseen)
     assert_same(before, learner.state_dict())
     assert learner.training and all(p.grad is None or p.grad.isfinite().all()
@@ -359,6 +387,8 @@ def test_saved_state_resumes_to_the_bit(random_batch, estimator, changes):
     ({'sigma': 0}, r'sigma must be greater than 0, got 0'),
     ({'sigma_ratio': 0.5}, r'sigma_ratio must be at least 1, got 0\.5'),
     ({'drift': -1}, r'drift must be at least 0, got -1'),
+    ({'num_critics': 5}, r'num_critics must be at most 4, got 5'),
+    ({'precision': 'half'}, 'precision must be one of auto, float32, bfloat16; got'),
     ({'hidden': [64, 0]}, r'hidden\[1\] must be at least 1, got 0')])
 def test_bad_settings_are_named(data, message):
     with pytest.raises(SpecError, match='learner.' + message):

@@ -15,10 +15,11 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
+from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm, set_products
 
 
 def member_as_linears(ensemble, member):
@@ -59,6 +60,66 @@ def test_initial_weights_follow_the_fan_in():
         assert weight.abs().max() <= bound and bias.abs().max() <= bound
         # A uniform variable on (-b, b) has standard deviation b / sqrt(3); 5000 draws or more.
         assert abs(weight.std().item() * math.sqrt(3) / bound - 1) < 0.05
+
+
+def relative(got, expected):
+    """Return the error of a tensor relative to its size."""
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def in_both(ensemble, x):
+    """Return outputs and gradients, of the input first, in bfloat16's products and float32's."""
+    for precision in ('bfloat16', 'float32'):
+        set_products(ensemble, precision)
+        at = x.clone().requires_grad_()
+        out = ensemble(at)
+        yield out.detach(), torch.autograd.grad(
+            out.square().sum(), [at, *ensemble.parameters()])
+
+
+@pytest.mark.parametrize('hidden', [(64, 64), (64, 64, 64)])
+def test_narrow_products_of_hidden_layers_are_close_while_training(hidden):
+    (out, grads), (exact, exact_grads) = in_both(
+        EnsembleMLP(10, hidden, 3, 2), torch.randn(50, 10))
+    rounding = 2.0 ** -8
+    assert 0.05 * rounding < relative(out, exact) < 2 * rounding
+    for grad, exact_grad in zip(grads, exact_grads):
+        assert grad.dtype == torch.float32
+        # Of the activations near nought some few switch, which counts by its root.
+        assert 0 < relative(grad, exact_grad) < rounding ** 0.5
+
+
+def test_first_and_last_layer_have_the_parameters_own_products():
+    # Inputs that bfloat16 cannot tell apart.
+    (out, grads), (exact, exact_grads) = in_both(
+        EnsembleMLP(3, (64,), 2), 1 + 1e-4 * torch.randn(20, 3))
+    assert len(out.unique()) > 20
+    for got, expected in zip((out, *grads), (exact, *exact_grads)):
+        assert torch.equal(got, expected)
+
+
+def test_an_evaluation_has_the_parameters_own_products():
+    (out, grads), (exact, exact_grads) = in_both(
+        EnsembleMLP(10, (64, 64), 3, 2).eval(), torch.randn(50, 10))
+    for got, expected in zip((out, *grads), (exact, *exact_grads)):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize('capabilities, narrow', [
+    ({'avx512_bf16': True}, True), ({'amx_bf16': True, 'avx512_bf16': False}, True),
+    ({'bf16': True}, True), ({'avx2': True, 'avx512_bf16': False}, False), ({}, False),
+    (None, False)])
+def test_narrow_products_are_taken_where_the_processor_has_them(
+        monkeypatch, capabilities, narrow):
+    if capabilities is None:  # a torch that cannot say
+        monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
+    ensemble, x = EnsembleMLP(10, (64, 64), 3), torch.randn(50, 10)
+    (wide, _), (exact, _) = in_both(ensemble, x)
+    set_products(nn.Sequential(ensemble), 'auto')
+    assert torch.equal(ensemble(x), wide if narrow else exact)
+    assert not torch.equal(wide, exact)
 
 
 def awkward_data():

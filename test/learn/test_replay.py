@@ -127,11 +127,12 @@ def test_held_out_are_the_newest_of_them_also_after_a_round():
 def test_folds_come_in_runs_and_each_so_many_th_is_held_out():
     folds = folds_of(torch.arange(8 * FOLD_RUN), 4).reshape(8, FOLD_RUN)
     assert (folds == folds[:, :1]).all()
-    assert folds[:, 0].tolist() == [0, 1, 0, HELD_OUT, 0, 1, 0, HELD_OUT]
+    assert folds[:, 0].tolist() == [0, 1, 2, HELD_OUT, 0, 1, 2, HELD_OUT]
     assert folds.dtype == torch.float32
-    # With an odd period both folds give some up.
-    folds = folds_of(torch.arange(0, 6 * FOLD_RUN, FOLD_RUN), 3)
-    assert folds.tolist() == [0, 1, HELD_OUT, 1, 0, HELD_OUT]
+    # With an odd period all folds give some up.
+    folds = folds_of(torch.arange(0, 12 * FOLD_RUN, FOLD_RUN), 3)
+    held = HELD_OUT
+    assert folds.tolist() == [0, 1, held, 3, 0, held, 2, 3, held, 1, 2, held]
 
 
 def test_state_of_another_capacity_is_refused():

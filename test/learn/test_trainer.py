@@ -285,7 +285,7 @@ def test_held_out_transitions_are_measured_and_never_learned_from(tmp_path, monk
 def test_folds_follow_time_and_worlds(whole):
     folds = whole.replay.data.fold[:200].reshape(100, 2)
     assert (folds[:FOLD_RUN] == torch.tensor([0.0, 1.0])).all()
-    assert (folds[FOLD_RUN:] == torch.tensor([1.0, 0.0])).all()
+    assert (folds[FOLD_RUN:] == torch.tensor([1.0, 2.0])).all()
 
 
 def test_a_narrow_exploration_is_reported_once(tmp_path, caplog):
