@@ -21,7 +21,8 @@ Two peers run: ``sb3_sac`` with the library's defaults, and ``sb3_sac_matched`` 
 reward scale, batch, network sizes and updates per step, in one world rather than four. Learners
 take turns seed by seed, so that a change in the machine's speed meets all of them. Time is that
 of collecting and learning, without evaluation. Finished runs are kept in ``--run-dir``, by
-settings and code, so that a stopped benchmark goes on where it was.
+settings and code, so that a stopped benchmark goes on where it was; times are then those of
+several occasions.
 """
 
 from __future__ import annotations
@@ -57,9 +58,8 @@ FINAL_SEED = 2_000_000
 
 def kept(run, folder, task, name, seed, steps, episodes):
     """Return the figures of a finished run, after running it if it is not among those kept."""
-    room = Path(dpg_robot.learn.__file__).parent
-    code = [path.read_text() for path in sorted(room.glob('*.py'))]
-    key = json.dumps([dump(load_config(task)), steps, episodes, code])
+    config = load_config(task)
+    task, key = config.world.task, json.dumps([dump(config), steps, episodes, *_code()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:10]
     path = folder / f'{task}-{name}-{seed}-{digest}.json'
     if not path.exists():
@@ -67,6 +67,14 @@ def kept(run, folder, task, name, seed, steps, episodes):
         result = json.dumps(run()).encode()
         write_atomic(path, lambda file: file.write(result))
     return json.loads(path.read_text())
+
+
+@functools.cache  # the files may be edited while we run, but what was imported stays
+def _code():
+    """Return what the figures depend on beside the settings."""
+    room = Path(dpg_robot.learn.__file__).parents[1]
+    files = [*sorted(room.glob('learn/*.py')), *sorted(room.glob('sim/*.py')), Path(__file__)]
+    return [versions(), *(path.read_text() for path in files)]
 
 
 def run_ours(task, estimator, seed, steps, episodes):
@@ -207,6 +215,7 @@ def main():
             'stable_baselines3'):
         parser.error('the peers need: .venv/bin/pip install -r requirements/bench.txt '
                      '-c requirements/constraints.txt')
+    _code()
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
         for name in options.learners:

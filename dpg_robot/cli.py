@@ -108,7 +108,8 @@ def _add_bench_gradient(benches):
     gradient.add_argument('--states', type=_positive, default=60,
                           help='where the truth is measured (default: %(default)s)')
     gradient.add_argument('--fractions', type=_positive, nargs='+', default=[4, 2, 1],
-                          help='fit on the newest quarter, half and all (default: 4 2 1)')
+                          help='of the transitions to fit on, the newest: 4 for a quarter; all, '
+                          'in any case (default: 4 2 1)')
     gradient.add_argument('--pairs', type=_positive, default=300,
                           help='noise draws and their negatives per state (default: %(default)s)')
     gradient.add_argument('--sweep', nargs='+', metavar=('KEY', 'VALUE'),

@@ -77,7 +77,7 @@ class Collection(NamedTuple):
         learner.requires_grad_(False)
         learner.policy.load_state_dict(self.policy)
         learner.value_target.load_state_dict(self.value)
-        return learner.policy, learner.value_target
+        return learner.policy.eval(), learner.value_target.eval()
 
 
 def critic_config(config: LearnerConfig) -> LearnerConfig:

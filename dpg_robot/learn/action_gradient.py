@@ -25,6 +25,7 @@ from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
+    check_outcome,
     ESTIMATORS,
     lean_moments,
     regression_error,
@@ -106,8 +107,7 @@ class ActionGradient(nn.Module):
         self.places = list(achieved_goal)
         name, state_action = config.estimator, obs_dim + action_dim
         self.guides = self._guides()
-        self.on_disturbance = name in ('denoising', 'doubly_robust') \
-            and config.outcome not in SCALAR_OUTCOMES
+        check_outcome('learner', name, config.outcome)
         self.critic = EnsembleMLP(state_action, config.hidden, 1, config.num_critics)
         self.register_buffer('scale', torch.tensor(0.0))
         self.scale_rate = SCALE_RATE
@@ -116,6 +116,8 @@ class ActionGradient(nn.Module):
                              persistent=False)
         outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places) + 1,
                        'reward': 1, 'value': 1}[config.outcome]
+        self.on_disturbance = name in ('denoising', 'doubly_robust') \
+            and config.outcome not in SCALAR_OUTCOMES
         self.outcome_norm = RunningNorm(obs_dim + 1)
         self.denoiser = self.model = self.gradient = None
         if name in ('denoising', 'doubly_robust', 'disturbance_critic', 'reinforce'):
@@ -128,7 +130,7 @@ class ActionGradient(nn.Module):
         if self.estimator.correction:
             self.gradient = EnsembleMLP(state_action, config.gradient_hidden, action_dim,
                                         config.num_gradients)
-            nn.init.zeros_(self.gradient.weights[-1])  # no correction until data ask for one
+            nn.init.zeros_(self.gradient.weights[-1])  # nothing until data ask for it
             nn.init.zeros_(self.gradient.biases[-1])
             # The amortised gradient itself is the last of the guides.
             num_guides = len(self.guides) + 1
@@ -208,7 +210,8 @@ class ActionGradient(nn.Module):
             q = self._advantages(obs, action)
             error = (q - target).square()
             if self.cross_fit:
-                share = len(self.members) / (len(self.members) - 1)
+                folds = torch.arange(NUM_FOLDS, device=q.device)
+                share = 1 / (~self._kept_from(folds)).float().mean(1, keepdim=True)
                 mine = share * ~self._kept_from(batch.fold)
                 error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
             losses['critic'] = error.mean(1).sum()
@@ -319,7 +322,7 @@ class ActionGradient(nn.Module):
             self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
 
     def _sample(self, batch, obs, action, q, target, denoised):
-        """Collect what the estimators use, and let the moments follow."""
+        """Collect what the estimators use."""
         name = self.config.estimator
         guides = [torch.autograd.grad(q.sum(), action, retain_graph=True)[0]
                   if guide == 'critic' else self._model_slope(batch.obs, obs, action)

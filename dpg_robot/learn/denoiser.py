@@ -94,6 +94,7 @@ class Denoiser(nn.Module):
         in_dim = action_dim + obs_dim + outcome_dim + 2
         self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
+        self.correlation_rate = CORRELATION_RATE
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -152,7 +153,8 @@ class Denoiser(nn.Module):
         """Return F^-1 score with F = diag(deviation) correlation diag(deviation)."""
         standard = score / deviation
         if self.training:
-            self.correlation.lerp_(standard.T @ standard / len(standard), CORRELATION_RATE)
+            self.correlation.lerp_(
+                standard.T @ standard / len(standard), self.correlation_rate)
         # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
         eye = torch.eye(len(self.correlation), device=score.device)
         correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)

@@ -74,6 +74,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
         fits[name] = ActionGradient(
             replace(config, estimator=name), *dims, policy.norm, value)
         set_products(fits[name], config.precision)
+        set_products(value, 'float32')  # y is the same for all, and as in the truth
     outcome_norm = RunningNorm(dims[0] + 1)
     outcome_norm.update(change_and_reward(data))
     for fit in fits.values():
@@ -90,6 +91,8 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
             else:
                 _fit(fit, network, data, FIRST_STEPS, seed)
                 shared[network, kind] = getattr(fit, network)
+                if network == 'denoiser':
+                    fit.denoiser.correlation_rate = 0.0  # later fits leave it as it is
     for fit in fits.values():
         if fit.gradient is None:
             continue

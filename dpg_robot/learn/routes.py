@@ -27,7 +27,7 @@ def sample_gradient(source: ActionGradient, batch: Batch) -> torch.Tensor:
     """Return each transition's own estimate of g(s, a), shape (B, action_dim), detached.
 
     With a denoiser it is noisy, and right on average over outcomes; otherwise the learned function
-    at the replayed action. Moments follow as in :meth:`ActionGradient.losses`.
+    at the replayed action. Moments follow; they weigh the guides alone, without amortisation.
     """
     if source.estimator.correction is None:
         return source(batch.obs, batch.action)

@@ -199,7 +199,11 @@ class Trainer:
             with torch.no_grad():
                 eps = torch.zeros(len(obs), self.learner.action_dim)
                 return self.learner.policy(obs, eps).numpy()
-        return evaluate(act, self.eval_envs, episodes, seed)
+        self.learner.eval()  # to the full precision, as it will be exported
+        try:
+            return evaluate(act, self.eval_envs, episodes, seed)
+        finally:
+            self.learner.train()
 
     def save(self) -> None:
         """Write the checkpoint."""

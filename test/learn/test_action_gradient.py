@@ -17,6 +17,7 @@
 import pytest
 import torch
 
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.action_gradient import change_and_reward
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
 from dpg_robot.learn.replay import Batch, HELD_OUT, NUM_FOLDS
@@ -432,10 +433,16 @@ def test_reinforce_has_one_gradient_for_all_actions(make_gradient, random_batch)
     assert len(first.unique()) > 1
 
 
+@pytest.mark.parametrize('outcome', ['reward', 'value'])
+def test_doubly_robust_refuses_an_outcome_of_one_number(make_gradient, outcome):
+    with pytest.raises(SpecError, match=f'must be state or achieved_goal .* got {outcome}'):
+        make_gradient('doubly_robust', outcome=outcome)
+
+
 @pytest.mark.parametrize('estimator, outcome, networks', [
     ('denoising', 'state', 'denoiser critic gradient'),
     ('reinforce', 'state', 'denoiser critic gradient'),
-    ('doubly_robust', 'reward', 'denoiser critic gradient'),
+    ('doubly_robust', 'achieved_goal', 'denoiser critic gradient'),
     ('critic', 'state', 'critic'), ('disturbance_critic', 'state', 'denoiser critic'),
     ('model', 'state', 'model critic'), ('discriminative', 'state', 'model critic gradient')])
 def test_each_estimator_has_the_networks_that_it_needs(
