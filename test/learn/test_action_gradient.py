@@ -442,7 +442,7 @@ def test_doubly_robust_refuses_an_outcome_of_one_number(make_gradient, outcome):
 @pytest.mark.parametrize('estimator, outcome, networks', [
     ('denoising', 'state', 'denoiser critic gradient'),
     ('reinforce', 'state', 'denoiser critic gradient'),
-    ('doubly_robust', 'achieved_goal', 'denoiser critic gradient'),
+    ('doubly_robust', 'state', 'denoiser critic gradient'),
     ('critic', 'state', 'critic'), ('disturbance_critic', 'state', 'denoiser critic'),
     ('model', 'state', 'model critic'), ('discriminative', 'state', 'model critic gradient')])
 def test_each_estimator_has_the_networks_that_it_needs(
