@@ -205,6 +205,18 @@ def test_guides_that_agree_share_the_weight(linear_gaussian):
     torch.testing.assert_close(lean, torch.full_like(lean, 0.5), rtol=1e-3, atol=0)
 
 
+def test_guides_that_are_the_same_share_the_weight_in_single_precision():
+    lean = best_lean(torch.tensor([[1.0, 1.0, 0.8], [1.0, 1.0, 0.8]]))
+    assert lean.tolist() == pytest.approx([0.4, 0.4], rel=1e-3)
+
+
+@pytest.mark.parametrize('moments, expected', [
+    ([[1, 0.9, 0.8], [0.9, 1, 0.95]], [0, 0.95]),  # without bounds: [-0.29, 1.21]
+    ([[1, 0.5, 2.5], [0.5, 1, 1.5]], [1.5, 0.75])])  # without bounds: [2.33, 0.33]
+def test_what_a_bound_takes_from_one_guide_is_not_left_in_another(moments, expected):
+    assert best_lean(torch.tensor(moments)).tolist() == pytest.approx(expected, rel=2e-3)
+
+
 def test_best_lean_before_the_first_batch_is_zero():
     assert best_lean(torch.zeros(2, 3)).tolist() == [0, 0]
 
