@@ -110,6 +110,7 @@ class Learner(nn.Module):
                   {'params': [self.log_temperature], 'lr': config.policy_rate},
                   *self.action_gradient.parameter_groups()]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self.eval()
 
     @property
     def temperature(self) -> torch.Tensor:
@@ -122,10 +123,11 @@ class Learner(nn.Module):
         self.action_gradient.observe(batch)
 
     def update(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Take one optimiser step on a batch.
+        """Take one optimiser step on a batch; only here are the networks in training mode.
 
         :return: scalars to log.
         """
+        self.train()
         amortised = self.config.route == 'amortised'
         losses, metrics = self.action_gradient.losses(batch, self._networks)
         action, log_prob = self.policy.sample(batch.obs)
@@ -147,6 +149,7 @@ class Learner(nn.Module):
             excess = -log_prob.detach() - self.config.target_entropy * self.action_dim
             losses['temperature'] = (self.log_temperature.exp() * excess).mean()
         self._step(losses)
+        self.eval()
         metrics |= {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         return metrics | {'critic/scale': self.action_gradient.scale.clone(),
                           'policy/entropy': -log_prob.detach().mean(),
@@ -155,9 +158,7 @@ class Learner(nn.Module):
 
     def measure(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return the losses and figures on held-out transitions, which change nothing."""
-        self.eval()
         losses, metrics = self.action_gradient.losses(batch, self._networks)
-        self.train()
         metrics |= {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         return {f'held_out/{name}': value for name, value in metrics.items()}
 

@@ -199,11 +199,7 @@ class Trainer:
             with torch.no_grad():
                 eps = torch.zeros(len(obs), self.learner.action_dim)
                 return self.learner.policy(obs, eps).numpy()
-        self.learner.eval()  # to the full precision, as it will be exported
-        try:
-            return evaluate(act, self.eval_envs, episodes, seed)
-        finally:
-            self.learner.train()
+        return evaluate(act, self.eval_envs, episodes, seed)
 
     def save(self) -> None:
         """Write the checkpoint."""
