@@ -330,8 +330,8 @@ def test_measuring_changes_nothing(random_batch, estimator, changes):
     unseen = random_batch(50)._replace(fold=torch.full((50,), float(HELD_OUT)))
     metrics = learner.measure(unseen)
     assert_same(before, learner.state_dict())
-    assert learner.training and all(p.grad is None or p.grad.isfinite().all()
-                                    for p in learner.parameters())
+    assert not learner.training and all(p.grad is None or p.grad.isfinite().all()
+                                        for p in learner.parameters())
     for mine, other in zip(optimizer['state'].values(),
                            learner.optimizer.state_dict()['state'].values()):
         assert_same(mine, other)
