@@ -306,7 +306,8 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
     commands = ros.listen(TwistStamped, '/cell2/hand/command')
     process = ros.start('policy_node', ['-r', '__ns:=/cell2', '--params-file', str(parameters)],
                         model=model, seed=3)
-    status = ros.status(f'cell2/{STATUS}')
+    # A busy machine may hold up the first ticks, which is reported as a stall of its own.
+    status = ros.status(f'cell2/{STATUS}', lambda status: 'stalled' not in status.message)
     assert status.level == DiagnosticStatus.WARN
     assert 'hand: never received' in status.message
     assert 'goal: never received' in status.message
