@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 import functools
-import hashlib
 from importlib.util import find_spec
 import json
 import math
@@ -44,14 +43,16 @@ import time
 import gymnasium
 import numpy as np
 
+from dpg_robot.bench.cache import cached, digest, source
 from dpg_robot.contract.strict import dump
 from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
 import dpg_robot.learn
-from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.evaluate import evaluate, wilson_interval
 from dpg_robot.sim.world import make_vector, make_world
 
 RESULTS = Path(__file__).parent / 'results'
+ROOM = Path(dpg_robot.learn.__file__).parents[1]
+CODE = ROOM / 'learn', ROOM / 'sim', Path(__file__)
 CURVE_EPISODES = 20
 FINAL_SEED = 2_000_000
 
@@ -59,22 +60,8 @@ FINAL_SEED = 2_000_000
 def kept(run, folder, task, name, seed, steps, episodes):
     """Return the figures of a finished run, after running it if it is not among those kept."""
     config = load_config(task)
-    task, key = config.world.task, json.dumps([dump(config), steps, episodes, *_code()])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:10]
-    path = folder / f'{task}-{name}-{seed}-{digest}.json'
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        result = json.dumps(run()).encode()
-        write_atomic(path, lambda file: file.write(result))
-    return json.loads(path.read_text())
-
-
-@functools.cache  # the files may be edited while we run, but what was imported stays
-def _code():
-    """Return what the figures depend on beside the settings."""
-    room = Path(dpg_robot.learn.__file__).parents[1]
-    files = [*sorted(room.glob('learn/*.py')), *sorted(room.glob('sim/*.py')), Path(__file__)]
-    return [versions(), *(path.read_text() for path in files)]
+    key = digest([dump(config), steps, episodes, versions(), source(*CODE)])
+    return cached(folder / f'{config.world.task}-{name}-{seed}-{key}.pt', run)
 
 
 def run_ours(task, estimator, seed, steps, episodes):
@@ -215,7 +202,7 @@ def main():
             'stable_baselines3'):
         parser.error('the peers need: .venv/bin/pip install -r requirements/bench.txt '
                      '-c requirements/constraints.txt')
-    _code()
+    source(*CODE)
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
         for name in options.learners:

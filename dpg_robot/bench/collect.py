@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 import tempfile
@@ -29,7 +28,7 @@ from torch import nn
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import ExperimentConfig
-from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
+from dpg_robot.learn.action_gradient import one_step_target
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.trainer import Trainer
@@ -122,23 +121,11 @@ def collect(config: ExperimentConfig) -> Collection:
             training.close()
     learner, replay = training.learner, training.replay
     data = Batch(*(x[:replay.size].clone() for x in replay.data))
-    target = one_step_target(config.learner, learner.policy, learner.value_target, data.reward,
-                             data.next_obs, data.terminated)
+    target = one_step_target(config.learner, learner.policy.norm, learner.value_target,
+                             data.reward, data.next_obs, data.terminated)
     return Collection(data, torch.as_tensor(np.concatenate(envs.executed), dtype=torch.float32),
                       target, envs.states, torch.as_tensor(envs.rows),
                       learner.policy.state_dict(), learner.value_target.state_dict())
-
-
-@torch.no_grad()
-def one_step_target(config: LearnerConfig, policy: nn.Module, value: nn.Module,
-                    reward: torch.Tensor, next_obs: torch.Tensor,
-                    terminated: torch.Tensor) -> torch.Tensor:
-    """Return ``y = reward_scale r + gamma (1 - terminated) V(s')``, shape (B,).
-
-    :param reward: shape (B,), likewise ``terminated``; ``next_obs`` is (B, obs_dim), physical.
-    """
-    bootstrap = value(policy.norm(next_obs))[0, :, 0]
-    return config.reward_scale * reward + config.gamma * (1 - terminated) * bootstrap
 
 
 class _Recorder(VectorWrapper):
@@ -173,15 +160,3 @@ def _executed(info, shape):
             known = source['_executed_action']
             executed[known] = source['executed_action'][known]
     return executed
-
-
-def cached(path: Path, make: Callable[[], NamedTuple]) -> NamedTuple:
-    """Return what lies in a file, after making it and storing it there if it does not.
-
-    :param make: returns a NamedTuple of tensors and plain data.
-    :raises SpecError: if the file cannot be read.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {'content': make()})
-    return load_checkpoint(path)['content']

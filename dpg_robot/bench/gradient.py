@@ -24,9 +24,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-import functools
-import hashlib
-import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -38,8 +35,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpg_robot.bench.cache import cached, digest, source
 from dpg_robot.bench.collect import (
-    cached,
     collect,
     Collection,
     collector_config,
@@ -54,6 +51,7 @@ import dpg_robot.learn
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
 
 FRACTIONS = (4, 2, 1)
+ROOM = Path(dpg_robot.learn.__file__).parent
 SWEEPS = {'noise': 'world.noise.actuator', 'dead_actuators': 'world.dead_actuators'}
 # fit(learner config, names, data, policy, value, seed) gives for each name a function of physical
 # obs (n, obs_dim) and action (n, action_dim).
@@ -163,9 +161,9 @@ def measure_seed(config: ExperimentConfig, bench: GradientBench, seed: int,
     :return: ``truth``, and ``figures`` by count and estimator.
     """
     torch.set_num_threads(1)  # small networks want no more, and other seeds run beside this one
-    version = _digest([dump(config.learner), _code()])
+    version = digest([dump(config.learner), source(ROOM)])
     collector = collector_config(config, bench.transitions, seed)
-    folder = bench.run_dir / f'{config.world.task}-{_digest(_collector_key(collector))}'
+    folder = bench.run_dir / f'{config.world.task}-{digest(_collector_key(collector))}'
 
     def transitions():
         _note(f'{folder}, seed {seed}: collecting {NUM_REPLICAS} x {bench.transitions} '
@@ -216,17 +214,6 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
 def _collector_key(collector):
     learner = {name: getattr(collector.learner, name) for name in CRITIC_FIELDS}
     return [dump(collector.world), dump(learner), dump(collector.trainer)]
-
-
-@functools.cache  # the files may be edited while we run, but what was imported stays
-def _code():
-    """Return the learning code, so that no fit of an older one is taken for the present one's."""
-    room = Path(dpg_robot.learn.__file__).parent
-    return [path.read_text() for path in sorted(room.glob('*.py'))]
-
-
-def _digest(plain):
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:10]
 
 
 def _note(text):

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dpg_robot.bench.collect import Collection, one_step_target
+from dpg_robot.bench.collect import Collection
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import ExperimentConfig
+from dpg_robot.learn.action_gradient import one_step_target
 from dpg_robot.sim.noise import StochasticWorld
 from dpg_robot.sim.world import make_world
 
@@ -70,7 +71,7 @@ def measure_truth(config: ExperimentConfig, collection: Collection, num_states: 
 
     def target(*what):
         what = (torch.as_tensor(x, dtype=torch.float32) for x in what)
-        return one_step_target(config.learner, policy, value, *what).double().numpy()
+        return one_step_target(config.learner, policy.norm, value, *what).double().numpy()
 
     world = make_world(config.world)
     try:

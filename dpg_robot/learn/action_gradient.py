@@ -172,9 +172,8 @@ class ActionGradient(nn.Module):
 
     def target(self, batch: Batch) -> torch.Tensor:
         """Return y = r + gamma (1 - terminated) V(s'), rewards scaled, shape (B,)."""
-        with torch.no_grad():
-            return self.config.reward_scale * batch.reward + self.config.gamma \
-                * (1 - batch.terminated) * self._value(self.norm(batch.next_obs))
+        return one_step_target(self.config, self.norm, self.value, batch.reward, batch.next_obs,
+                               batch.terminated)
 
     def set_scale(self, batch: Batch) -> None:
         """Take the scale of y - V(s) from these transitions, and keep it."""
@@ -226,7 +225,7 @@ class ActionGradient(nn.Module):
         """Return what the estimators use of each transition, and the amortised gradient there."""
         with torch.no_grad():
             obs = self.norm(batch.obs)
-            target = (self.target(batch) - self._value(obs)) / self.scale.clamp(min=1e-6)
+            target = self._in_units(self.target(batch) - self._value(obs))
             denoised, action = None, batch.action
             if self.denoiser is not None:
                 denoised = self.denoiser(action, obs, self._outcome(batch, target))
@@ -250,7 +249,6 @@ class ActionGradient(nn.Module):
         :return: shapes (B, action_dim) and (num_critics, B), detached.
         """
         physical, obs, action = obs, self.norm(obs), action.detach()
-        total = torch.zeros_like(action)
         name = self.config.estimator
         if name == 'disturbance_critic':
             critic_grad, q = self._smoothed_critic(obs, action)
@@ -260,14 +258,15 @@ class ActionGradient(nn.Module):
             with torch.no_grad():
                 q = self._advantages(obs, action)
         if self.gradient is not None:
+            shares = self.shares
             with torch.no_grad():
-                total = self.shares[-1] * self._amortised(obs, action).mean(0)
+                total = shares[-1] * self._amortised(obs, action).mean(0)
         if name in ('critic', 'disturbance_critic'):
             total = critic_grad
         elif name == 'model':
             total = self._model_slope(physical, obs, action)
         elif self.estimator.leans:
-            for share, guide in zip(self.shares, self.guides):
+            for share, guide in zip(shares, self.guides):
                 total = total + share * (critic_grad if guide == 'critic' else
                                          self._model_slope(physical, obs, action))
         return total * self.scale, q * self.scale
@@ -303,6 +302,9 @@ class ActionGradient(nn.Module):
             now = difference.square().mean().sqrt()
             following = self.scale.lerp(now, self.scale_rate)
             self.scale.copy_(torch.where(self.scale > 0, following, now))
+        return self._in_units(difference)
+
+    def _in_units(self, difference):
         return difference / self.scale.clamp(min=1e-6)
 
     def _outcome(self, batch, target):
@@ -348,7 +350,6 @@ class ActionGradient(nn.Module):
         self.moments.lerp_(lean_moments(sample._replace(guides=guides)), rate)
 
     def _gradient_loss(self, obs, action, sample, metrics):
-        goal = self.estimator.correction(sample)
         guess = self._amortised(obs, action.detach())
         with torch.no_grad():
             own, shares = guess.mean(0), self.shares
@@ -366,7 +367,7 @@ class ActionGradient(nn.Module):
             for guide, share in zip((*self.guides, 'own'), shares):
                 metrics[f'gradient/share_{guide}'] = share
             return regression_error(guess, sample).square().mean(1).sum()
-        return (guess - goal).square().sum(-1).mean(1).sum()
+        return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
 
     def _amortised(self, obs, action):
         if self.config.estimator == 'reinforce':  # a function of s only: an average over actions
@@ -392,7 +393,7 @@ class ActionGradient(nn.Module):
         outcome = self.outcome_norm.invert(self.model.predict(obs, action))
         following = self._value(self.norm(physical + outcome[:, :-1]))
         target = self.config.reward_scale * outcome[:, -1] + self.config.gamma * following
-        return (target - self._value(obs)) / self.scale.clamp(min=1e-6)
+        return self._in_units(target - self._value(obs))
 
     def _smoothed_critic(self, obs, action):
         """Return gradient and advantages of the critic, averaged over what the world adds.
@@ -404,6 +405,19 @@ class ActionGradient(nn.Module):
         draws = (self._critic_slope(obs, action + xi) for xi in torch.cat([half, -half]))
         gradients, advantages = zip(*draws)
         return torch.stack(gradients).mean(0), torch.stack(advantages).mean(0)
+
+
+@torch.no_grad()
+def one_step_target(config: GradientConfig, norm: nn.Module, value: nn.Module,
+                    reward: torch.Tensor, next_obs: torch.Tensor,
+                    terminated: torch.Tensor) -> torch.Tensor:
+    """Return ``y = reward_scale r + gamma (1 - terminated) V(s')``, shape (B,).
+
+    :param norm: normaliser of observations; ``value`` is V, from normalised observations.
+    :param reward: shape (B,), likewise ``terminated``; ``next_obs`` is (B, obs_dim), physical.
+    """
+    bootstrap = value(norm(next_obs))[0, :, 0]
+    return config.reward_scale * reward + config.gamma * (1 - terminated) * bootstrap
 
 
 def change_and_reward(batch: Batch) -> torch.Tensor:

@@ -74,36 +74,36 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
         fits[name] = ActionGradient(
             replace(config, estimator=name), *dims, policy.norm, value)
         set_products(fits[name], config.precision)
-        set_products(value, 'float32')  # y is the same for all, and as in the truth
+    set_products(value, 'float32')  # y is the same for all, and as in the truth
     outcome_norm = RunningNorm(dims[0] + 1)
     outcome_norm.update(change_and_reward(data))
     for fit in fits.values():
         fit.outcome_norm = outcome_norm
         fit.set_scale(data)
     shared: dict[tuple[str, str], torch.nn.Module] = {}
-    for network in ('denoiser', 'model', 'critic'):
+    for network in ('denoiser', 'model', 'critic', 'gradient'):
         for name, fit in fits.items():
-            kind = CRITIC_OF.get(name, 'denoised') if network == 'critic' else ''
             if getattr(fit, network) is None:
                 continue
-            if (network, kind) in shared:
-                setattr(fit, network, shared[network, kind])
+            key = network, _kind(network, name, fit)
+            if key in shared:
+                setattr(fit, network, shared[key])
             else:
-                _fit(fit, network, data, FIRST_STEPS, seed)
-                shared[network, kind] = getattr(fit, network)
-                if network == 'denoiser':
-                    fit.denoiser.correlation_rate = 0.0  # later fits leave it as it is
-    for fit in fits.values():
-        if fit.gradient is None:
-            continue
-        if fit.on_disturbance and 'denoised' in shared:
-            fit.gradient = shared['denoised']
-        else:
-            _fit(fit, 'gradient', data, GRADIENT_STEPS, seed)
-        if fit.on_disturbance:
-            shared['denoised'] = fit.gradient
-            _weigh(fit, data)
+                num_steps = GRADIENT_STEPS if network == 'gradient' else FIRST_STEPS
+                _fit(fit, network, data, num_steps, seed)
+                shared[key] = getattr(fit, network)
+            if network == 'denoiser':
+                fit.denoiser.correlation_rate = 0.0  # later fits leave it as it is
+            if network == 'gradient' and fit.on_disturbance:
+                _weigh(fit, data)
     return {name: fit.eval() for name, fit in fits.items()}
+
+
+def _kind(network, name, fit):
+    """Return what tells apart the fits of a network that cannot be shared."""
+    if network == 'critic':
+        return CRITIC_OF.get(name, 'denoised')
+    return name if network == 'gradient' and not fit.on_disturbance else ''
 
 
 def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: int) -> None:

@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from dpg_robot.bench.collect import one_step_target
+from dpg_robot.learn.action_gradient import one_step_target
 
 
 class AnalyticTask(gymnasium.Env):
@@ -60,7 +60,8 @@ def clipped_moments(mean, width):
 
 def linear_fit(config, names, data, policy, value, seed):
     """Regress the target on [1, a]: the same gradient everywhere, for each of the names."""
-    target = one_step_target(config, policy, value, data.reward, data.next_obs, data.terminated)
+    target = one_step_target(config, policy.norm, value, data.reward, data.next_obs,
+                             data.terminated)
     inputs = torch.cat([torch.ones(len(target), 1), data.action], -1).double()
     solution = torch.linalg.lstsq(inputs, target[:, None].double()).solution
     # The same to the bit each time, wherever the arrays lie in memory.

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from dpg_robot.bench.collect import cached, collect, collector_config, one_step_target
+from dpg_robot.bench.cache import cached
+from dpg_robot.bench.collect import collect, collector_config
 from dpg_robot.bench.truth import measure_truth
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import load_config
+from dpg_robot.learn.action_gradient import one_step_target
 from dpg_robot.sim.world import make_world
 
 SMALL = ('learner.hidden=[16]', 'learner.batch_size=16', 'trainer.warmup_steps=100')
@@ -88,10 +90,10 @@ def test_replicas_are_disjoint_and_newest_first_in_choice(collection):
 def test_the_target_is_that_of_the_final_value(config, collection):
     policy, value = collection.networks(config)
     data = collection.data
-    again = one_step_target(config.learner, policy, value, data.reward, data.next_obs,
+    again = one_step_target(config.learner, policy.norm, value, data.reward, data.next_obs,
                             data.terminated)
     torch.testing.assert_close(again, collection.target)
-    ended = one_step_target(config.learner, policy, value, data.reward, data.next_obs,
+    ended = one_step_target(config.learner, policy.norm, value, data.reward, data.next_obs,
                             torch.ones_like(data.terminated))
     torch.testing.assert_close(ended, config.learner.reward_scale * data.reward)
     assert not [p for p in (*policy.parameters(), *value.parameters()) if p.requires_grad]

@@ -26,10 +26,13 @@ NAMES = tuple(ESTIMATORS)
 
 
 def spy(gradient):
-    """Record the samples that the estimator of a gradient is given."""
-    samples, correction = [], gradient.estimator.correction
-    gradient.estimator = gradient.estimator._replace(
-        correction=lambda sample: (samples.append(sample), correction(sample))[1])
+    """Record the samples that a gradient collects for its estimator."""
+    samples, collect = [], gradient._sample
+
+    def record(*args):
+        samples.append(collect(*args))
+        return samples[-1]
+    gradient._sample = record
     return samples
 
 

@@ -16,6 +16,7 @@ import copy
 import io
 import math
 
+from bandit import Bandit
 import pytest
 import torch
 from torch.distributions import kl_divergence, Normal
@@ -40,33 +41,19 @@ def make_learner(estimator='doubly_robust', obs_dim=2, action_dim=1, seed=0, **c
     return Learner(LearnerConfig(estimator=estimator, **settings), obs_dim, action_dim)
 
 
-class Bandit:
-    """One step: s in (-1, 1), o = a + nu w, reward -(o - 0.6 s)^2; the next state shows o."""
-
-    nu = 0.25
-
-    @staticmethod
-    def obs(states):
-        return torch.stack([states, torch.zeros_like(states)], -1)
-
+class ReplayBandit(Bandit):
     def play(self, learner, num):
-        obs = self.obs(torch.rand(num) * 2 - 1)
-        with torch.no_grad():
-            action = learner.policy(obs, torch.randn(num, 1))
-        outcome = action + self.nu * torch.randn(num, 1)
-        reward = -(outcome[:, 0] - 0.6 * obs[:, 0]).square()
-        next_obs = torch.cat([obs[:, :1], outcome], -1)
+        obs, _, action, reward, next_obs = self.draw(learner.policy, num)
         return Batch(obs, action, reward, next_obs, torch.zeros(num), (torch.rand(num) < 0.5) + 0.,
                      learner.policy.log_prob(obs, action).detach())
 
-    @staticmethod
-    def best_modes(states, std):
-        """Return the modes that maximise E[-(tanh(m + std eps) - 0.6 s)^2], by quadrature."""
+    def best_modes(self, states, std):
+        """Return the modes that maximise E[-(tanh(m + std eps) - slope s)^2], by quadrature."""
         eps = torch.linspace(-4, 4, 81)
         weight = torch.exp(-0.5 * eps ** 2) / torch.exp(-0.5 * eps ** 2).sum()
         mean = torch.linspace(-1.5, 1.5, 601)
         action = torch.tanh(mean[:, None] + std * eps)
-        cost = ((action[None] - 0.6 * states[:, None, None]).square() * weight).sum(-1)
+        cost = ((action[None] - self.slope * states[:, None, None]).square() * weight).sum(-1)
         return mean[cost.argmin(1)].tanh()
 
 
@@ -77,7 +64,7 @@ def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator):
     slow = estimator == 'reinforce'
     learner, bandit, states = make_learner(
         estimator, min_std=0.3, policy_rate=5e-4 if slow else 4e-3, critic_rate=1e-2,
-        denoiser_rate=1e-2, gradient_rate=4e-3, gradient_weight_decay=0.01), Bandit(), \
+        denoiser_rate=1e-2, gradient_rate=4e-3, gradient_weight_decay=0.01), ReplayBandit(0.6), \
         torch.linspace(-0.9, 0.9, 9)
     modes = []
     for step in range(400 if slow else 300):

@@ -14,6 +14,7 @@
 
 import math
 
+from bandit import Bandit
 import numpy as np
 import pytest
 import torch
@@ -238,22 +239,9 @@ def test_what_comes_later_counts_through_the_outcome_of_the_step(linear_gaussian
     assert estimate.item() == pytest.approx(expected, rel=0.03, abs=0.004)
 
 
-class Bandit:
-    """One step: s in (-1, 1), o = a + nu w, reward -(o - 0.8 s)^2; the next state shows o."""
-
-    nu = 0.25
-
-    @staticmethod
-    def obs(states):
-        return torch.stack([states, torch.zeros_like(states)], -1)
-
+class RolloutBandit(Bandit):
     def play(self, learner, num):
-        obs, eps = self.obs(torch.rand(num) * 2 - 1), torch.randn(num, 1)
-        with torch.no_grad():
-            action = learner.policy(obs, eps)
-        outcome = action + self.nu * torch.randn(num, 1)
-        reward = -(outcome[:, 0] - 0.8 * obs[:, 0]).square()
-        next_obs = torch.cat([obs[:, :1], outcome], -1)
+        obs, eps, action, reward, next_obs = self.draw(learner.policy, num)
         return Rollout(*(x[None] for x in (
             obs, eps, action, reward, next_obs, torch.ones(num), torch.zeros(num))))
 
@@ -265,7 +253,7 @@ def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator, outcome):
     learner = make_learner(
         estimator, outcome=outcome, achieved_goal=(1,), min_std=0.2, policy_rate=5e-3,
         value_rate=5e-3, denoiser_rate=5e-3, minibatches=2, num_epochs=2)
-    bandit, states, modes = Bandit(), torch.linspace(-0.8, 0.8, 9), []
+    bandit, states, modes = RolloutBandit(0.8), torch.linspace(-0.8, 0.8, 9), []
     learner.observe(bandit.play(learner, 1000))
     for _ in range(120):
         learner.update(bandit.play(learner, 512))
@@ -280,7 +268,7 @@ def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator, outcome):
 
 def test_each_critic_is_fitted_to_one_half_and_used_for_the_other():
     learner = make_learner(horizon=1, minibatches=1)
-    rollout = Bandit().play(learner, 64)
+    rollout = RolloutBandit(0.8).play(learner, 64)
     learner.observe(rollout)
     data, _ = learner.prepare(rollout)
     assert data.fold.tolist() == [0, 1] * 32
@@ -299,7 +287,7 @@ def test_each_critic_is_fitted_to_one_half_and_used_for_the_other():
 
 
 def test_drift_and_entropy_change_the_policy_as_they_should():
-    rollout = Bandit().play(make_learner(), 256)
+    rollout = RolloutBandit(0.8).play(make_learner(), 256)
     rollout = rollout._replace(reward=torch.zeros(1, 256))
 
     def width(**changes):

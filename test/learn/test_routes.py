@@ -14,6 +14,7 @@
 
 import math
 
+from bandit import Bandit
 import pytest
 from small_training import stop_after, tiny_config, train
 import torch
@@ -147,12 +148,11 @@ def test_gradient_through_the_inverted_eps_is_the_closed_form(linear_gaussian, e
 
 def bandit_batch(learner, num):
     """One step: o = a + 0.25 w, reward -(o - 0.4 s)^2, a = tanh(0.6 x), whatever s is."""
-    obs = torch.stack([torch.rand(num) * 2 - 1, torch.zeros(num)], -1)
-    raw = 0.6 * torch.randn(num, 1)
+    bandit = Bandit(0.4)
+    obs, raw = bandit.obs(torch.rand(num) * 2 - 1), 0.6 * torch.randn(num, 1)
     action = raw.tanh()
-    outcome = action + 0.25 * torch.randn(num, 1)
-    reward = -(outcome[:, 0] - 0.4 * obs[:, 0]).square()
-    return batch_with(obs, action, reward, torch.cat([obs[:, :1], outcome], -1),
+    reward, next_obs = bandit.step(obs, action)
+    return batch_with(obs, action, reward, next_obs,
                       (Normal(0.0, 0.6).log_prob(raw) - (1 - action.square()).log())[:, 0])
 
 
