@@ -42,7 +42,8 @@ from dpg_robot.learn.trainer import (
     TrainerConfig,
 )
 from dpg_robot.resources import share_path
-from dpg_robot.sim.world import make_vector, make_world, TASKS, WorldConfig
+from dpg_robot.sim.tasks import TASKS
+from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000

@@ -29,7 +29,8 @@ from dpg_robot.experiment import (
     versions,
     world_of,
 )
-from dpg_robot.sim.world import make_world, TASKS, WorldConfig
+from dpg_robot.sim.tasks import TASKS
+from dpg_robot.sim.world import make_world, WorldConfig
 
 
 def test_packaged_config():

@@ -17,21 +17,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.sim.dead import DeadActuators
-from dpg_robot.sim.fetch import FetchReach
-from dpg_robot.sim.hand import HandReach
-from dpg_robot.sim.mujoco_tasks import Reacher, Runner, RUNNERS
 from dpg_robot.sim.noise import NoiseConfig, StochasticWorld
-
-# Those with a goal may have a sparse reward; those without know no success.
-GOAL_TASKS = {'fetch_reach': FetchReach, 'hand_reach': HandReach}
-OTHER_TASKS = {'reacher': Reacher, **{name: partial(Runner, name) for name in RUNNERS}}
-TASKS = (*GOAL_TASKS, *OTHER_TASKS)
+from dpg_robot.sim.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class WorldConfig:
     :param dead_actuators: so many actuators that move nothing are appended to the task's own.
     """
 
-    task: str = bounded(choices=TASKS)
+    task: str = bounded(choices=tuple(TASKS))
     reward: str = bounded('dense', choices=('dense', 'sparse'))
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     dead_actuators: int = bounded(0, minimum=0, maximum=64)
@@ -52,7 +44,7 @@ class WorldConfig:
 
         :raises SpecError: naming the key, the rule and the value.
         """
-        if self.task in OTHER_TASKS and self.reward != 'dense':
+        if not TASKS[self.task].has_sparse and self.reward != 'dense':
             raise SpecError(f'{name}.reward must be dense for {self.task}, got {self.reward}')
 
 
@@ -63,10 +55,9 @@ def make_world(config: WorldConfig, render_mode: str | None = None) -> Stochasti
     :raises SpecError: if the task has no such reward, or lacks a term that the noise names.
     """
     config.check('world')
-    if config.task in GOAL_TASKS:
-        task = GOAL_TASKS[config.task](reward=config.reward, render_mode=render_mode)
-    else:
-        task = OTHER_TASKS[config.task](render_mode=render_mode)
+    entry = TASKS[config.task]
+    choice = {'reward': config.reward} if entry.has_sparse else {}
+    task = entry.make(render_mode=render_mode, **choice)
     if config.dead_actuators:
         task = DeadActuators(task, config.dead_actuators)
     return StochasticWorld(task, config.noise)

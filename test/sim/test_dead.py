@@ -20,7 +20,8 @@ import pytest
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.sim.noise import NoiseConfig
-from dpg_robot.sim.world import make_world, TASKS, WorldConfig
+from dpg_robot.sim.tasks import TASKS
+from dpg_robot.sim.world import make_world, WorldConfig
 
 
 @pytest.mark.parametrize('name', TASKS)
