@@ -37,6 +37,7 @@ setup(
         (f'share/{PACKAGE}/launch', files('launch/*.xml')),
         (f'share/{PACKAGE}/config', files('config/*.yaml')),
         (f'share/{PACKAGE}/models', files('models/*')),
+        (f'share/{PACKAGE}/robots/six_axis', files('robots/six_axis/*.xml')),
     ],
     # What it runs on is pinned in requirements/ and declared to ROS in package.xml.
     install_requires=['setuptools'],

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The command dpg-robot: train, evaluate, export, inspect, demo, bench."""
+"""The command dpg-robot: tasks, view, train, evaluate, export, inspect, demo, bench."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ import signal
 import sys
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.view import add_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,6 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='dpg-robot', description='Train policies in a noisy MuJoCo world, and run them.')
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
+
+    add_commands(commands)
 
     train = commands.add_parser('train', help='train a policy')
     train.add_argument('config', nargs='?', help='a task, such as fetch_reach, or a YAML file; '

@@ -33,6 +33,7 @@ from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
+from dpg_robot.learn.hindsight import Goals, goals_of
 from dpg_robot.learn.learner import LearnerConfig
 from dpg_robot.learn.trainer import (
     CHECKPOINT_FILE,
@@ -41,8 +42,8 @@ from dpg_robot.learn.trainer import (
     Trainer,
     TrainerConfig,
 )
-from dpg_robot.resources import share_path
-from dpg_robot.sim.tasks import TASKS
+from dpg_robot.resources import task_file
+from dpg_robot.sim.robot_config import locate
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
 EVAL_ENVS = 10
@@ -57,6 +58,16 @@ class ExperimentConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
+    def check(self, name: str) -> None:
+        """Check the rules that span sections.
+
+        :raises SpecError: naming the key, the rule and the value.
+        """
+        if self.trainer.hindsight and self.learner.route == 'inverted':
+            raise SpecError('trainer.hindsight must be 0 for the route inverted, since no '
+                            'behaviour acted for such a goal, got '
+                            f'{self.trainer.hindsight}')
+
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig:
     """Read an experiment's YAML.
@@ -65,12 +76,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     :param overrides: changes such as ``learner.estimator=denoising``, values in YAML.
     :raises SpecError: naming the file or key, the rule and the value.
     """
-    path = Path(path)
-    if not path.suffix:
-        if str(path) not in TASKS:
-            raise SpecError(f'{path} is not a task; tasks: {", ".join(TASKS)}; '
-                            'or give the path of a .yaml file')
-        path = share_path('config', f'{path}.yaml')
+    path = task_file(path)
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -81,6 +87,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
         raise SpecError(f'config file {path} must be a mapping, got {data!r}')
     for override in overrides:
         _apply(data, override)
+    locate(data.get('world'), path.parent)
     return load(ExperimentConfig, data)
 
 
@@ -108,9 +115,9 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
     """Start a training in ``run_dir``, or resume the one that is there.
 
     :param config: None to take what the run was started with; a resumed run may only differ
-        from that in ``trainer.env_steps``.
-    :raises SpecError: if a run is there and ``resume`` is false, if there is none to resume, or
-        if it is another one.
+        from that in ``trainer.env_steps`` and ``trainer.workers``.
+    :raises SpecError: if a run is there and ``resume`` is false, if there is none to resume, if
+        it is another one, or if the task has no goals for ``trainer.hindsight``.
     """
     run_dir = Path(run_dir)
     path, started = run_dir / CONFIG_FILE, (run_dir / CHECKPOINT_FILE).exists()
@@ -122,9 +129,18 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         old = load_config(path)
         config = config or old
         refuse_other(dump(old), dump(config), run_dir)
-    envs = make_vector(config.world, config.trainer.num_envs)
+    goals = hindsight_goals(config)
+    envs = make_vector(config.world, config.trainer.num_envs, config.trainer.workers)
     return Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
-                   run_dir, identity=dump(config))
+                   run_dir, identity=dump(config), goals=goals)
+
+
+def hindsight_goals(config: ExperimentConfig) -> Goals | None:
+    """Return what the trainer must know of the task's goals, or None without hindsight.
+
+    :raises SpecError: if the task has none.
+    """
+    return goals_of(make_world(config.world)) if config.trainer.hindsight else None
 
 
 def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,

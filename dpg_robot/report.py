@@ -94,5 +94,10 @@ def film(policy, world: WorldConfig, path: Path, seed: int, episodes: int = 4,
                 obs, *_ = env.step(policy.spec.normalised(policy(obs.astype(np.float32))))
     finally:
         env.close()
+    save_film(frames, path, policy.spec.control_dt)
+
+
+def save_film(frames: list[Image.Image], path: Path, period_s: float) -> None:
+    """Write an animated GIF, one frame each ``period_s``."""
     frames[0].save(path, save_all=True, append_images=frames[1:], loop=0,
-                   duration=round(1000 * policy.spec.control_dt), optimize=True)
+                   duration=round(1000 * period_s), optimize=True)

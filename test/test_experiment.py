@@ -49,7 +49,7 @@ def test_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('world: {task: fetch_push}', f'world.task must be one of {", ".join(TASKS)}; got fetch_push'),
+    ('world: {task: fetch_fly}', f'world.task must be one of {", ".join(TASKS)}; got fetch_fly'),
     ('learner: {}', 'world is required and missing'),
     ('world: {}', 'world.task is required and missing'),
     ('world: {task: fetch_reach, noice: 1}',
@@ -76,6 +76,8 @@ def test_round_trip(tmp_path):
     ('world: {task: fetch_reach}\ntrainer: {env_steps: yes}',
      'trainer.env_steps must be an integer, got True'),
     ('world: {task: fetch_reach}\ntrainer: {seed: -1}', 'trainer.seed must be at least 0, got -1'),
+    ('world: {task: fetch_reach}\ntrainer: {workers: 5}',
+     'trainer.workers must be at most num_envs (4), got 5'),
     ('world: {task: fetch_reach, noise: {actuator: -0.1}}',
      'world.noise.actuator must be at least 0, got -0.1'),
     ('world: {task: fetch_reach, noise: {observation: {goal_position: -1}}}',
@@ -103,7 +105,7 @@ def test_config_that_is_not_text(tmp_path):
 @pytest.mark.parametrize('name, message', [
     ('nowhere.yaml', '^config file nowhere.yaml cannot be read: No such file or directory$'),
     ('fetch_fly',
-     '^fetch_fly is not a task; tasks: fetch_reach, .*; or give the path of a .yaml')])
+     '^fetch_fly is not a task; tasks: .*fetch_reach, .*; or give the path of a .yaml')])
 def test_no_such_config(name, message):
     with pytest.raises(SpecError, match=message):
         load_config(name)

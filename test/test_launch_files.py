@@ -129,13 +129,24 @@ def test_default_values_are_possible(path):
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=named)
 def test_files_exist_and_includes_fit(path):
     root = parse(path)
+    defaults = {arg.get('name'): arg.get('default') for arg in root.findall('arg')}
     for relative in re.findall(re.escape(SHARE) + r'([^"]+)', path.read_text()):
+        relative = VARIABLE.sub(lambda match: defaults[match.group(1)], relative)
         assert (ROOT / relative).is_file(), relative
     for include in root.iter('include'):
         file = include.get('file')
         assert file.startswith(SHARE)
         declared = {arg.get('name') for arg in parse(ROOT / file[len(SHARE):]).findall('arg')}
         assert {arg.get('name') for arg in include.findall('arg')} <= declared
+
+
+@pytest.mark.parametrize('task', ['fetch_reach', 'six_axis_reach'])
+def test_one_word_deploys_a_packaged_task(task):
+    defaults = {arg.get('name'): arg.get('default')
+                for arg in parse(ROOT / 'launch/deploy_launch.xml').findall('arg')}
+    for name, file in (('model', f'models/{task}.onnx'), ('sim_config', f'config/{task}.yaml')):
+        assert defaults[name].replace(SHARE, '').replace('$(var config)', task) == file
+        assert (ROOT / file).is_file()
 
 
 def test_there_are_parameter_files():

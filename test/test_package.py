@@ -110,7 +110,7 @@ def test_a_path_with_a_space_is_refused(tmp_path, script):
     assert result.stderr.rstrip().endswith('move the folder to a path without spaces')
 
 
-@pytest.mark.parametrize('folder', ['launch', 'config', 'models'])
+@pytest.mark.parametrize('folder', ['launch', 'config', 'models', 'robots/six_axis'])
 def test_data_files_are_installed(folder):
     try:
         share = Path(ament_index.get_package_share_directory('dpg_robot'), folder)

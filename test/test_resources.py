@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.resources import share_path
+from dpg_robot.resources import find_file, share_path, task_file, task_names
 
 
 def test_a_file_of_the_package():
@@ -39,3 +39,21 @@ def test_without_a_ros_environment(monkeypatch):
 def test_a_missing_file_tells_where_it_was_looked_for():
     with pytest.raises(SpecError, match=r'models/none.onnx does not come with .* looked for /'):
         share_path('models', 'none.onnx')
+
+
+def test_a_task_file_by_path_or_by_name():
+    assert task_file('some/where.yaml') == Path('some/where.yaml')
+    assert task_file('fetch_reach') == share_path('config', 'fetch_reach.yaml')
+    assert 'fetch_reach' in task_names()
+    assert 'fetch_robot' not in task_names()  # parameters of a node
+    with pytest.raises(SpecError, match='^fetch_robot is not a task; tasks: .*fetch_reach'):
+        task_file('fetch_robot')
+
+
+def test_a_file_by_path_or_in_a_ros_package():
+    assert find_file('some/where.xml', 'it') == Path('some/where.xml')
+    address = 'package://dpg_robot/config/fetch_reach.yaml'
+    assert find_file(address, 'it') == share_path('config', 'fetch_reach.yaml')
+    with pytest.raises(SpecError, match='^it must be in a ROS package that is installed in a '
+                       'sourced workspace, got package://no_such/arm.xml$'):
+        find_file('package://no_such/arm.xml', 'it')

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.experiment import ExperimentConfig
+from dpg_robot.experiment import ExperimentConfig, hindsight_goals
 from dpg_robot.learn.action_gradient import one_step_target
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch
@@ -91,13 +91,11 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
 
     :raises SpecError: if the noise does not allow to measure the truth.
     """
-    noise = config.world.noise
-    if noise.command_latency_s:
-        raise SpecError('world.noise.command_latency_s must be 0 to measure gradients: what a '
-                        f'command does must be done in one step; got {noise.command_latency_s}')
-    if any(noise.observation.values()):
-        raise SpecError('world.noise.observation must be {} to measure gradients: the simulator '
-                        f'state must be what is observed; got {noise.observation}')
+    for key, value in config.world.noise.beyond_white.items():
+        none = '{}' if isinstance(value, dict) else 0
+        raise SpecError(f'world.noise.{key} must be {none} to measure gradients: state and '
+                        'command must tell what one step does, but for white noise on the '
+                        f'command; got {value}')
     num_envs = config.trainer.num_envs + config.trainer.num_envs % NUM_REPLICAS
     steps = NUM_REPLICAS * num_transitions
     trainer = replace(config.trainer, env_steps=steps, num_envs=num_envs, seed=seed,
@@ -114,7 +112,7 @@ def collect(config: ExperimentConfig) -> Collection:
     with tempfile.TemporaryDirectory() as folder:
         # A training of the collector's own length is repeated rather than resumed.
         training = Trainer(trainer, config.learner, envs, make_vector(config.world, 1),
-                           Path(folder), identity={})
+                           Path(folder), identity={}, goals=hindsight_goals(config))
         try:
             training.run()
         finally:

@@ -21,6 +21,8 @@ import math
 
 from dpg_robot.contract.spec import PolicySpec
 
+NOTHING = str(0), str(0.0), str(None), str({}), str([]), str(())
+
 
 def describe(spec: PolicySpec, content_hash: str) -> str:
     """Return the contract as a roboticist reads it, in Markdown."""
@@ -42,7 +44,8 @@ def describe(spec: PolicySpec, content_hash: str) -> str:
         '## It was trained', '',
         *_table(('what', 'value'), [
             ('estimator', record.estimator), ('environment steps', f'{record.env_steps:,}'),
-            ('seed', str(record.seed)), *_flatten('world', record.world),
+            ('seed', str(record.seed)),
+            *(row for row in _flatten('world', record.world) if row[1] not in NOTHING),
             *_evaluation(record.evaluation),
             ('versions', ', '.join(f'{k} {v}' for k, v in sorted(record.versions.items()))),
             ('content hash', content_hash)])]
@@ -65,7 +68,7 @@ def _flatten(name, value):
     if isinstance(value, dict) and value:
         return [row for key, item in sorted(value.items())
                 for row in _flatten(f'{name}.{key}', item)]
-    return [(name, 'none' if value == {} else str(value))]
+    return [(name, str(value))]
 
 
 def _join(fields):

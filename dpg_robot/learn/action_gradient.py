@@ -85,9 +85,9 @@ class ActionGradient(nn.Module):
     The critics learn the advantage ``Q(s, a) - V(s)`` in units of its own deviation, with the
     same slow V that y bootstraps from: what is left to fit is small, and of order one in any task.
 
-    With a denoiser, the denoised action a_hat is the action throughout: critic and amortised
-    gradient are functions of (s, a_hat), where the score-function identity is exact at any sigma,
-    and fresh noise in every batch keeps the networks from over-fitting the replay.
+    With a denoiser, baseline, guides and amortised gradient are functions of s and the denoised
+    action a_hat, where the score-function identity is exact at any sigma. The critic itself is
+    fitted to a: the spread of a_hat is smaller than that of a, and tells less.
     """
 
     def __init__(self, config: GradientConfig, obs_dim: int, action_dim: int, norm: RunningNorm,
@@ -197,26 +197,16 @@ class ActionGradient(nn.Module):
         if self.model is not None and 'model' in wanted:
             outcome = self.outcome_norm(change_and_reward(batch))
             losses['model'] = self.model.loss(obs, batch.action, outcome)
-        if self.denoiser is not None:
+        if self.denoiser is not None and (
+                self.config.estimator == 'disturbance_critic' or wanted != ('critic',)):
             denoised = self.denoiser(batch.action, obs, self._outcome(batch, target))
-            losses['denoiser'], action = denoised.loss, denoised.action
+            losses['denoiser'], action = denoised.loss, denoised.action.detach()
             metrics |= self._describe(denoised)
-        if 'critic' in wanted or 'gradient' in wanted:
-            if self.config.estimator == 'disturbance_critic':
-                action = action + denoised.disturbance
-                self._follow_disturbance(denoised.disturbance)
-            action = action.detach().requires_grad_()
-            q = self._advantages(obs, action)
-            error = (q - target).square()
-            if self.cross_fit:
-                folds = torch.arange(NUM_FOLDS, device=q.device)
-                share = 1 / (~self._kept_from(folds)).float().mean(1, keepdim=True)
-                mine = share * ~self._kept_from(batch.fold)
-                error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
-            losses['critic'] = error.mean(1).sum()
-            q = self._unseen(q, batch.fold)
-            metrics['critic/residual'] = (target - q.detach()).square().mean().sqrt()
+        if 'critic' in wanted:
+            losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
+            action.requires_grad_()
+            q = self._unseen(self._advantages(obs, action), batch.fold)
             sample = self._sample(batch, obs, action, q, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
@@ -348,6 +338,22 @@ class ActionGradient(nn.Module):
         """
         guides = torch.cat([sample.guides, own[None]])
         self.moments.lerp_(lean_moments(sample._replace(guides=guides)), rate)
+
+    def _critic_loss(self, obs, batch, denoised, target, metrics):
+        action = batch.action
+        if self.config.estimator == 'disturbance_critic':
+            action = denoised.action.detach() + denoised.disturbance
+            self._follow_disturbance(denoised.disturbance)
+        q = self._advantages(obs, action)
+        error = (q - target).square()
+        if self.cross_fit:
+            folds = torch.arange(NUM_FOLDS, device=q.device)
+            share = 1 / (~self._kept_from(folds)).float().mean(1, keepdim=True)
+            mine = share * ~self._kept_from(batch.fold)
+            error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
+        q = self._unseen(q.detach(), batch.fold)
+        metrics['critic/residual'] = (target - q).square().mean().sqrt()
+        return error.mean(1).sum()
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action.detach())

@@ -40,8 +40,6 @@ WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.1, 'denoiser': 0.0, 'model': 0.0}
 CRITIC_RATE = 1e-3
 NUM_CRITICS, NUM_GRADIENTS = 4, 3
 # What is fitted once and shared: estimators that need the same network of the same action.
-CRITIC_OF = {'disturbance_critic': 'executed', 'critic': 'clean', 'model': 'clean',
-             'discriminative': 'held apart'}
 HELD_OUT_EVERY = 10
 NUM_DRAWS = 10  # of denoising noise, to average over
 
@@ -67,7 +65,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
                         f'got {len(data.reward)}')
     data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
     config = replace(config, critic_rate=CRITIC_RATE, num_critics=NUM_CRITICS,
-                     num_gradients=NUM_GRADIENTS, cross_fit=True)
+                     num_gradients=NUM_GRADIENTS)
     dims, fits = (data.obs.shape[1], data.action.shape[1]), {}
     for name in names:
         torch.manual_seed(seed)
@@ -102,7 +100,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
 def _kind(network, name, fit):
     """Return what tells apart the fits of a network that cannot be shared."""
     if network == 'critic':
-        return CRITIC_OF.get(name, 'denoised')
+        return 'of the executed action' if name == 'disturbance_critic' else ''
     return name if network == 'gradient' and not fit.on_disturbance else ''
 
 

@@ -74,16 +74,21 @@ class Replay:
 
     def sample(self, batch_size: int) -> Batch:
         """Draw transitions that are not held out, uniformly, with replacement."""
+        return self._take(self._draw(batch_size))
+
+    def _draw(self, batch_size):
         # Few are held out, so twice as many draws are enough.
         index = torch.randint(self.size, (2 * batch_size,))
-        index = index[self.data.fold[index] < HELD_OUT][:batch_size]
+        return index[self.data.fold[index] < HELD_OUT][:batch_size]
+
+    def _take(self, index):
         return Batch(*(store[index] for store in self.data))
 
     def held_out(self, count: int) -> Batch:
         """Return the newest transitions that are held out, at most ``count``."""
         oldest_first = torch.arange(self.position, self.position + self.size) % max(self.size, 1)
         index = oldest_first[self.data.fold[oldest_first] == HELD_OUT][-count:]
-        return Batch(*(store[index] for store in self.data))
+        return self._take(index)
 
     def state_dict(self) -> dict:
         """Return the filled part."""

@@ -35,6 +35,7 @@ import yaml
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from dpg_robot.learn.evaluate import evaluate, Evaluation
+from dpg_robot.learn.hindsight import Goals, HindsightReplay
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT, Replay
 
@@ -55,16 +56,21 @@ class TrainerConfig:
 
     :param warmup_steps: steps with uniformly random actions before learning starts.
     :param updates_per_step: learner updates for each environment step.
+    :param workers: processes that step the worlds; the training is the same with any number.
+    :param hindsight: so many transitions are learned from with a goal that was reached later, for
+        each with the goal that was asked for; 0 for none.
     :param eval_every_steps: how often the deterministic policy is evaluated; 0 for never.
     :param torch_threads: threads of one torch operation; small networks want 1.
     """
 
     env_steps: int = bounded(10_000, minimum=1)
     num_envs: int = bounded(4, minimum=1)
+    workers: int = bounded(1, minimum=1)
     seed: int = bounded(0, minimum=0, maximum=2**31 - 1)
     warmup_steps: int = bounded(500, minimum=1)
     updates_per_step: float = bounded(0.5, above=0)
     replay_capacity: int = bounded(1_000_000, minimum=1)
+    hindsight: int = bounded(0, minimum=0)
     log_every_steps: int = bounded(200, minimum=1)
     eval_every_steps: int = bounded(1_000, minimum=0)
     eval_episodes: int = bounded(20, minimum=1)
@@ -79,6 +85,9 @@ class TrainerConfig:
         if self.replay_capacity < self.num_envs:
             raise SpecError(f'{name}.replay_capacity must be at least num_envs ({self.num_envs}), '
                             f'got {self.replay_capacity}')
+        if self.workers > self.num_envs:
+            raise SpecError(f'{name}.workers must be at most num_envs ({self.num_envs}), '
+                            f'got {self.workers}')
 
 
 @dataclass(frozen=True)
@@ -110,13 +119,14 @@ class Trainer:
     """
 
     def __init__(self, config: TrainerConfig, learner_config: LearnerConfig, envs, eval_envs,
-                 run_dir: Path, identity: dict[str, Any]):
+                 run_dir: Path, identity: dict[str, Any], goals: Goals | None = None):
         """Start a new training, or resume the one whose checkpoint is in ``run_dir``.
 
         :param envs: gymnasium vector environment with same-step resets and a ``state`` attribute
             in each world; ``eval_envs`` likewise.
         :param run_dir: folder for checkpoint, metrics and TensorBoard events.
         :param identity: plain data that describes the run, kept in the checkpoint.
+        :param goals: those of the worlds, which ``hindsight`` needs.
         :raises SpecError: if the checkpoint cannot be read, or belongs to another run.
         """
         self.config, self.envs, self.eval_envs = config, envs, eval_envs
@@ -129,8 +139,15 @@ class Trainer:
         action_dim = envs.single_action_space.shape[0]
         self.learner = Learner(learner_config, obs_dim, action_dim,
                                envs.get_attr('achieved_goal')[0])
-        self.replay = Replay(min(config.replay_capacity, config.env_steps + config.num_envs),
-                             obs_dim, action_dim)
+        capacity = min(config.replay_capacity, config.env_steps + config.num_envs)
+        sizes = (capacity, obs_dim, action_dim)
+        if config.hindsight:
+            if goals is None:
+                raise SpecError('trainer.hindsight must be 0 where the goals are not given, '
+                                f'got {config.hindsight}')
+            self.replay = HindsightReplay(*sizes, config.num_envs, goals, config.hindsight)
+        else:
+            self.replay = Replay(*sizes)
         self.env_steps, self.updates, self.updates_due = 0, 0, 0.0
         self.running_return = np.zeros(config.num_envs)
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT_EPISODES)
@@ -227,6 +244,8 @@ class Trainer:
                         for x in (self.obs, action, reward, next_obs, terminated, self._folds(),
                                   log_prob)))
         self.replay.add(batch)
+        if self.config.hindsight:
+            self.replay.end_episodes(torch.as_tensor(terminated | truncated))
         self.learner.observe(batch)
         self.obs = obs
         self.env_steps += self.config.num_envs
@@ -349,7 +368,9 @@ class Trainer:
 
 
 def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:
-    """Refuse to continue a run as another one; only ``trainer.env_steps`` may differ.
+    """Refuse to continue a run as another one.
+
+    Only ``trainer.env_steps`` and ``trainer.workers`` may differ.
 
     :param old: plain data that describes the run in ``run_dir``; ``new`` what was asked for.
     :raises SpecError: naming the first key that differs.
@@ -359,6 +380,6 @@ def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             refuse_other(before, after, run_dir, full)
-        elif before != after and full != 'trainer.env_steps':
+        elif before != after and full not in ('trainer.env_steps', 'trainer.workers'):
             raise SpecError(f'{full} must be {before}, as the training in {run_dir} began with, '
                             f'got {after}')

@@ -46,14 +46,15 @@ from dpg_robot.nodes.common import (
     quiet_garbage_collector,
     run,
 )
-from dpg_robot.resources import share_path
+from dpg_robot.resources import task_file
 from dpg_robot.runtime.timing import LatencyStatistics, Pacer
 from dpg_robot.sim.robot import SimulatedRobot
+from dpg_robot.sim.robot_config import locate
 from dpg_robot.sim.world import make_world, WorldConfig
 
 PARAMETERS = (
-    Parameter('config', '', "Task file (.yaml) whose 'world' to simulate; empty for the "
-              'fetch_reach that comes with the package.'),
+    Parameter('config', '', "Task file (.yaml) whose 'world' to simulate, or the name of one that "
+              'comes with the package; empty for fetch_reach.'),
     Parameter('seed', 0, 'Seed of the world.', 0, 2**31 - 1),
     Parameter('actuator_noise', -1.0, 'Standard deviation of the actuator noise, as a part of '
               "full scale; negative for the task file's.", -1.0, 10.0),
@@ -204,7 +205,7 @@ _MEANINGS = {
 
 
 def _load_world(settings):
-    path = settings['config'] or share_path('config', 'fetch_reach.yaml')
+    path = task_file(settings['config'] or 'fetch_reach')
     try:
         with open(path) as file:
             data = yaml.safe_load(file)
@@ -212,6 +213,7 @@ def _load_world(settings):
         raise SpecError(f'task file {path} cannot be read: {error}') from error
     if not isinstance(data, dict) or 'world' not in data:
         raise SpecError(f"task file {path} must have a 'world' section")
+    locate(data['world'], path.parent)
     world = dump(load(WorldConfig, data['world'], 'world'))
     for key, name in (('actuator', 'actuator_noise'), ('command_latency_s',) * 2):
         if settings[name] >= 0:

@@ -12,26 +12,26 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""gymnasium's own MuJoCo robots, moved by torques: an arm in the plane, and runners."""
+"""gymnasium's own MuJoCo robots, moved by torques: an arm in the plane, runners, and an ant."""
 
 from __future__ import annotations
 
 import gymnasium
 import numpy as np
 
-from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec, SPEC_VERSION
-from dpg_robot.sim.task import control_rate, IMAGE_SIZE, max_age, Task
+from dpg_robot.contract.spec import PolicySpec, SPEC_VERSION
+from dpg_robot.sim import terms
+from dpg_robot.sim.task import control_rate, IMAGE_SIZE, max_age, stale_bodies, Task
 
 RUNNERS = {
     'half_cheetah': 'HalfCheetah-v5', 'hopper': 'Hopper-v5', 'walker2d': 'Walker2d-v5'}
-_JOINTS, _POSE = 'sensor_msgs/msg/JointState', 'geometry_msgs/msg/PoseStamped'
 
 
 class _TorqueTask(Task):
 
-    def __init__(self, name, gymnasium_id, observation, render_mode):
+    def __init__(self, name, gymnasium_id, observation, render_mode, **options):
         env = gymnasium.make(gymnasium_id, render_mode=render_mode, width=IMAGE_SIZE,
-                             height=IMAGE_SIZE)
+                             height=IMAGE_SIZE, **options)
         sim = env.unwrapped
         torque = _torque_term(sim.model)
         spec = PolicySpec(
@@ -77,41 +77,61 @@ class Runner(_TorqueTask):
         super().__init__(name, RUNNERS[name], _runner_terms, render_mode)
 
 
+class Ant(_TorqueTask):
+    """Run forward on four legs, for at most 1,000 periods of 50 ms; a fall terminates.
+
+    The reward and the rules are those of gymnasium's Ant-v5, and so is the observation without
+    contact forces, which robots do not measure: height, orientation, joint angles, velocity in
+    the world's frame, angular velocity about the torso's own axes, and joint velocities.
+    """
+
+    def __init__(self, render_mode: str | None = None):
+        """Build the simulation."""
+        super().__init__('ant', 'Ant-v5', _ant_terms, render_mode,
+                         include_cfrc_ext_in_observation=False)
+
+    def _remembered(self):
+        # The reward is how far the torso came from where it was seen last.
+        return stale_bodies(self.sim)
+
+
 def _torque_term(model):
-    motors = [model.actuator(i) for i in range(model.nu)]
-    torque = tuple(float(motor.gear[0] * motor.ctrlrange[1]) for motor in motors)
-    size = len(motors)
-    return ActionTerm(
-        'joint_torque', 'effort/commands', 'std_msgs/msg/Float64MultiArray',
-        tuple(f'data[{i}]' for i in range(size)), 'N m', scale=torque,
-        lower=tuple(-value for value in torque), upper=torque, safe=(0.0,) * size,
-        rate_limit=(None,) * size,
-        joints=tuple(model.joint(motor.trnid[0]).name for motor in motors))
+    motors = range(model.nu)
+    return terms.commands(
+        'joint_torque', 'effort/commands', 'N m',
+        model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1],
+        terms.driven_joints(model, motors))
 
 
 def _reacher_terms(sim):
     joints, age = ('joint0', 'joint1'), max_age(sim)
-    xy = ('pose.position.x', 'pose.position.y')
     return (
-        ObservationTerm('joint_position', 'joint_states', _JOINTS,
-                        tuple(f'position[{joint}]' for joint in joints), 'rad', age),
-        ObservationTerm('joint_velocity', 'joint_states', _JOINTS,
-                        tuple(f'velocity[{joint}]' for joint in joints), 'rad/s', age),
-        ObservationTerm('target_position', 'target/pose', _POSE, xy, 'm', 1.0),
-        ObservationTerm('fingertip_position', 'fingertip/pose', _POSE, xy, 'm', age))
+        terms.joints('joint_position', 'position', joints, 'rad', age),
+        terms.joints('joint_velocity', 'velocity', joints, 'rad/s', age),
+        terms.point('target_position', 'target/pose', terms.GOAL_AGE_S, 'xy'),
+        terms.point('fingertip_position', 'fingertip/pose', age, 'xy'))
 
 
 def _runner_terms(sim):
     age = max_age(sim)
     hinges = [sim.model.joint(i).name for i in range(2, sim.model.njnt)]
     return (
-        ObservationTerm('height', 'joint_states', _JOINTS, ('position[rootz]',), 'm', age),
-        ObservationTerm('joint_position', 'joint_states', _JOINTS,
-                        tuple(f'position[{joint}]' for joint in hinges), 'rad', age),
+        terms.joints('height', 'position', ('rootz',), 'm', age),
+        terms.joints('joint_position', 'position', hinges, 'rad', age),
         # A topic of its own: a message holds positions of all its joints, or of none.
-        ObservationTerm('forward_velocity', 'root/joint_states', _JOINTS,
-                        ('velocity[rootx]',), 'm/s', age),
-        ObservationTerm('vertical_velocity', 'joint_states', _JOINTS,
-                        ('velocity[rootz]',), 'm/s', age),
-        ObservationTerm('joint_velocity', 'joint_states', _JOINTS,
-                        tuple(f'velocity[{joint}]' for joint in hinges), 'rad/s', age))
+        terms.joints('forward_velocity', 'velocity', ('rootx',), 'm/s', age,
+                     topic='root/joint_states'),
+        terms.joints('vertical_velocity', 'velocity', ('rootz',), 'm/s', age),
+        terms.joints('joint_velocity', 'velocity', hinges, 'rad/s', age))
+
+
+def _ant_terms(sim):
+    age = max_age(sim)
+    hinges = [sim.model.joint(i).name for i in range(1, sim.model.njnt)]
+    return (
+        terms.point('height', 'torso/pose', age, 'z'),
+        terms.imu_orientation('orientation', 'imu/data', age),
+        terms.joints('joint_position', 'position', hinges, 'rad', age),
+        terms.velocity('velocity', 'torso/twist', age),
+        terms.imu_angular_velocity('angular_velocity', 'imu/data', age),
+        terms.joints('joint_velocity', 'velocity', hinges, 'rad/s', age))

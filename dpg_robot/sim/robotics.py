@@ -20,7 +20,19 @@ from farama_notifications import notifications
 
 # It tells about other environments at each import, in every process.
 notifications.pop('gymnasium_robotics', None)
+from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
+from gymnasium_robotics.envs.fetch.pick_and_place import MujocoFetchPickAndPlaceEnv  # noqa: E402
+from gymnasium_robotics.envs.fetch.push import MujocoFetchPushEnv  # noqa: E402
 from gymnasium_robotics.envs.fetch.reach import MujocoFetchReachEnv  # noqa: E402
+from gymnasium_robotics.envs.fetch.slide import MujocoFetchSlideEnv  # noqa: E402
+from gymnasium_robotics.envs.franka_kitchen.kitchen_env import KitchenEnv  # noqa: E402
+from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv  # noqa: E402
+from gymnasium_robotics.envs.shadow_dexterous_hand.manipulate_block import (  # noqa: E402
+    MujocoHandBlockEnv,
+)
 from gymnasium_robotics.envs.shadow_dexterous_hand.reach import MujocoHandReachEnv  # noqa: E402
 
-__all__ = ['MujocoFetchReachEnv', 'MujocoHandReachEnv']
+__all__ = [
+    'AdroitHandDoorEnv', 'KitchenEnv', 'MujocoFetchPickAndPlaceEnv', 'MujocoFetchPushEnv',
+    'MujocoFetchReachEnv', 'MujocoFetchSlideEnv', 'MujocoHandBlockEnv', 'MujocoHandReachEnv',
+    'PointMazeEnv']

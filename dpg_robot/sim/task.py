@@ -64,6 +64,8 @@ class Task(gymnasium.Env):
         """Advance one control period under a normalised action, shape (action_dim,)."""
         self.steps += 1
         obs, reward, terminated, _, info = self.sim.step(self._command(action))
+        if 'success' in info:  # some simulations call it so
+            info['is_success'] = info.pop('success')
         if 'is_success' in info:
             info['is_success'] = bool(info['is_success'])
         truncated = self.steps >= self.episode_steps
@@ -79,31 +81,93 @@ class Task(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """Return an image, shape (height, width, 3)."""
-        return self.sim.render()
+        state = self.state
+        image = self.sim.render()
+        # Some simulations move bodies to show a goal, which must not change what happens next.
+        self.state = state
+        return image
+
+    def show_goal(self) -> None:
+        """Put the goal where a viewer sees it; :meth:`render` does so by itself."""
+        getattr(self.sim, '_render_callback', lambda: None)()
 
     def close(self) -> None:
         """Release the renderer."""
         self.sim.close()
 
+    def _remembered(self) -> dict[str, np.ndarray]:
+        """Return what decides the future beside MuJoCo's state; arrays, restored in place."""
+        return {}
+
     @property
     def state(self) -> dict[str, Any]:
         """Return everything that decides the task's future."""
-        model, data = self.sim.model, self.sim.data
-        physics = np.empty(mujoco.mj_stateSize(model, _ALL))
-        mujoco.mj_getState(model, data, physics, _ALL)
-        return {'physics': physics, 'goal': np.copy(getattr(self.sim, 'goal', ())),
-                'steps': self.steps, 'rng': self.sim.np_random.bit_generator.state}
+        return {'physics': get_physics(self.sim), 'goal': np.copy(getattr(self.sim, 'goal', ())),
+                'steps': self.steps, 'rng': self.sim.np_random.bit_generator.state,
+                **{name: array.copy() for name, array in self._remembered().items()}}
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
-        model, data = self.sim.model, self.sim.data
-        mujoco.mj_setState(model, data, value['physics'], _ALL)
+        set_physics(self.sim, value['physics'])
+        # Before mj_forward, which may need it, and after, since it may overwrite it.
+        self._recall(value)
         # Positions of bodies and sites follow; a step computes them anew in any case.
-        mujoco.mj_forward(model, data)
+        mujoco.mj_forward(self.sim.model, self.sim.data)
+        self._recall(value)
         if value['goal'].size:
             self.sim.goal = value['goal'].copy()
         self.sim.np_random.bit_generator.state = value['rng']
         self.steps = value['steps']
+
+    def _recall(self, value):
+        for name, array in self._remembered().items():
+            array[:] = value[name]
+
+
+class GoalTask(Task):
+    """A task whose reward and success depend on nothing but an achieved and a desired goal.
+
+    :cvar achieved_goal_terms: names of the observation terms that are the achieved goal; the
+        desired goal has as many elements, in the same order.
+    :cvar desired_goal_terms: likewise of the desired goal.
+    """
+
+    achieved_goal_terms: tuple[str, ...]
+    desired_goal_terms: tuple[str, ...] = ('goal_position',)
+
+    def goal_reward(self, achieved: np.ndarray,
+                    desired: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the simulation would have given for reaching one goal when told another.
+
+        :param achieved: achieved goals, shape (n, goal_dim), as observed after a step.
+        :param desired: desired goals, likewise.
+        :return: rewards, shape (n,), and whether each is a success, shape (n,), bool.
+        """
+        reward = self.sim.compute_reward(achieved, desired, {})
+        return np.asarray(reward, np.float64), np.asarray(self._success(achieved, desired), bool)
+
+    def _success(self, achieved, desired):
+        return self.sim._is_success(achieved, desired)
+
+
+def get_physics(sim: gymnasium.Env) -> np.ndarray:
+    """Return all that MuJoCo integrates, and what its solver starts from."""
+    physics = np.empty(mujoco.mj_stateSize(sim.model, _ALL))
+    mujoco.mj_getState(sim.model, sim.data, physics, _ALL)
+    return physics
+
+
+def set_physics(sim: gymnasium.Env, physics: np.ndarray) -> None:
+    """Restore what :func:`get_physics` returned."""
+    mujoco.mj_setState(sim.model, sim.data, physics, _ALL)
+
+
+def stale_bodies(sim: gymnasium.Env) -> dict[str, np.ndarray]:
+    """Return the poses of all bodies, for tasks whose next step starts from them.
+
+    A step leaves them where its last substep began, which MuJoCo's state does not hold.
+    """
+    return {'body_position': sim.data.xpos, 'body_orientation': sim.data.xquat}
 
 
 def control_rate(sim: gymnasium.Env) -> float:

@@ -22,24 +22,38 @@ from typing import NamedTuple
 
 import gymnasium
 
-from dpg_robot.sim.fetch import FetchReach
-from dpg_robot.sim.hand import HandReach
-from dpg_robot.sim.mujoco_tasks import Reacher, Runner, RUNNERS
+from dpg_robot.sim.adroit import AdroitDoor
+from dpg_robot.sim.fetch import FetchObject, FetchReach, OBJECT_TASKS
+from dpg_robot.sim.franka import FrankaReach
+from dpg_robot.sim.hand import HandBlock, HandReach
+from dpg_robot.sim.mujoco_tasks import Ant, Reacher, Runner, RUNNERS
+from dpg_robot.sim.point_maze import PointMaze
+from dpg_robot.sim.robot_task import Reach, Track
 
 
 class TaskEntry(NamedTuple):
     """How to build a task.
 
-    :param make: takes ``render_mode``, and ``reward`` if it ``has_sparse`` rewards too.
+    :param make: takes ``render_mode``, ``reward`` if it ``has_sparse`` rewards too, and
+        ``robot`` if it ``needs_robot``, which the task file then describes.
     """
 
     make: Callable[..., gymnasium.Env]
     has_sparse: bool = False
+    needs_robot: bool = False
 
 
 TASKS = {
     'fetch_reach': TaskEntry(FetchReach, has_sparse=True),
+    **{name: TaskEntry(partial(FetchObject, name), has_sparse=True) for name in OBJECT_TASKS},
     'hand_reach': TaskEntry(HandReach, has_sparse=True),
+    'hand_manipulate_block': TaskEntry(HandBlock, has_sparse=True),
+    'adroit_door': TaskEntry(AdroitDoor, has_sparse=True),
+    'franka_reach': TaskEntry(FrankaReach, has_sparse=True),
+    'point_maze': TaskEntry(PointMaze, has_sparse=True),
     'reacher': TaskEntry(Reacher),
     **{name: TaskEntry(partial(Runner, name)) for name in RUNNERS},
+    'ant': TaskEntry(Ant),
+    'reach': TaskEntry(Reach, has_sparse=True, needs_robot=True),
+    'track': TaskEntry(Track, needs_robot=True),
 }

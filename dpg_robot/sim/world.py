@@ -18,12 +18,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+import gymnasium
+from gymnasium.vector import VectorEnv
 
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.sim.dead import DeadActuators
-from dpg_robot.sim.noise import NoiseConfig, StochasticWorld
+from dpg_robot.sim.noise import Noise, NoiseConfig, StochasticWorld
+from dpg_robot.sim.rate_limit import RateLimitedWorld
+from dpg_robot.sim.robot_config import RobotConfig
 from dpg_robot.sim.tasks import TASKS
+from dpg_robot.sim.vector import VectorWorld
+from dpg_robot.sim.workers import WorkerVector
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class WorldConfig:
 
     :param reward: 'dense'; a task with a goal may have 'sparse', too.
     :param dead_actuators: so many actuators that move nothing are appended to the task's own.
+    :param robot: the robot of a task that needs one: ``reach`` or ``track``.
     """
 
     task: str = bounded(choices=tuple(TASKS))
     reward: str = bounded('dense', choices=('dense', 'sparse'))
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     dead_actuators: int = bounded(0, minimum=0, maximum=64)
+    robot: RobotConfig | None = None
 
     def check(self, name: str) -> None:
         """Check the rules that span fields.
@@ -46,32 +53,59 @@ class WorldConfig:
         """
         if not TASKS[self.task].has_sparse and self.reward != 'dense':
             raise SpecError(f'{name}.reward must be dense for {self.task}, got {self.reward}')
+        needs_robot = TASKS[self.task].needs_robot
+        if needs_robot and not self.robot:
+            raise SpecError(f'{name}.robot is required for the task {self.task}, and missing')
+        if self.robot and not needs_robot:
+            raise SpecError(f'{name}.robot must be left out for {self.task}, a task with a robot '
+                            f'of its own, got {self.robot.model}')
 
 
 def make_world(config: WorldConfig, render_mode: str | None = None) -> StochasticWorld:
     """Build one world: a gymnasium environment with physical observations.
 
     :param render_mode: None or 'rgb_array'.
-    :raises SpecError: if the task has no such reward, or lacks a term that the noise names.
+    :raises SpecError: if the task has no such reward, or lacks what the noise names.
     """
-    config.check('world')
-    entry = TASKS[config.task]
-    choice = {'reward': config.reward} if entry.has_sparse else {}
-    task = entry.make(render_mode=render_mode, **choice)
-    if config.dead_actuators:
-        task = DeadActuators(task, config.dead_actuators)
-    return StochasticWorld(task, config.noise)
+    return _make_stochastic(_make_task(config, render_mode), config)
 
 
-def make_vector(config: WorldConfig, num_envs: int, processes: bool = False) -> VectorEnv:
+def make_vector(config: WorldConfig, num_envs: int, workers: int = 1) -> VectorEnv:
     """Build many worlds behind gymnasium's vector interface.
 
     An episode that ends is reset in the same step; its true last observation and info are in
     ``info['final_obs']`` and ``info['final_info']``. All worlds' ``state`` can be read with
-    ``get_attr('state')`` and restored with ``set_attr('state', states)``.
+    ``get_attr('state')`` and restored with ``set_attr('state', states)``. World i is the same, to
+    the bit, whatever the number of worlds and workers.
 
-    :param processes: step each world in its own process.
+    :param workers: processes that share the worlds; with 1 they are in this one. A program that
+        starts some must guard its entry with ``if __name__ == '__main__'``.
+    :raises SpecError: as :func:`make_world`, or if there are not so many worlds.
     """
-    makers = [lambda: make_world(config)] * num_envs
-    kind = AsyncVectorEnv if processes else SyncVectorEnv
-    return kind(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    if not 1 <= workers <= num_envs:
+        raise SpecError(f'workers must be 1 to num_envs ({num_envs}), got {workers}')
+    if workers == 1:
+        return _make_chunk(config, num_envs)
+    return WorkerVector(_make_chunk, config, num_envs, workers)
+
+
+def _make_chunk(config, num_envs):
+    tasks = [_make_task(config) for _ in range(num_envs)]
+    noise = Noise(config.noise, tasks[0].policy_spec, num_envs)
+    return VectorWorld([_make_stochastic(task, config, noise, row)
+                        for row, task in enumerate(tasks)], noise)
+
+
+def _make_stochastic(task, config, *noise_and_row) -> StochasticWorld:
+    kind = RateLimitedWorld if config.robot else StochasticWorld
+    return kind(task, config.noise, *noise_and_row)
+
+
+def _make_task(config, render_mode=None) -> gymnasium.Env:
+    config.check('world')
+    entry = TASKS[config.task]
+    choice = {'reward': config.reward} if entry.has_sparse else {}
+    if entry.needs_robot:
+        choice['robot'] = config.robot
+    task = entry.make(render_mode=render_mode, **choice)
+    return DeadActuators(task, config.dead_actuators) if config.dead_actuators else task

@@ -93,21 +93,16 @@ def build(make_gradient, linear_gaussian):
     return build
 
 
-# The critic's -E[o^2] at 0: it depends on what the critic is told of the action.
-VARIANCES = {'critic': 0.25 ** 2, 'model': 0.25 ** 2, 'discriminative': 0.25 ** 2,
-             'disturbance_critic': 0.0}
-
-
 @pytest.mark.parametrize('estimator', [name for name in ESTIMATORS if name != 'discriminative'])
 def test_gradient_and_critic_of_a_quadratic_reward(build, estimator):
     # y = -o^2: E[y | a_hat] = -a_hat^2 - Sigma - nu^2, with gradient -2 a_hat however much the
-    # denoising noise shrinks a_hat; E[y | a] = -a^2 - nu^2; and E[y | o] = -o^2.
+    # denoising noise shrinks a_hat; a critic learns E[y | a] = -a^2 - nu^2, and E[y | o] = -o^2.
     task, gradient, metrics = build(estimator, lambda action, outcome: -outcome.square())
     obs, action = task.places(wide=estimator != 'reinforce')
     slope, error = fit(gradient(obs, action), -2 * action)
     assert slope == pytest.approx(1.0, abs=0.12)
     assert error < 0.35
-    variance = VARIANCES.get(estimator, task.world.outcome_var)
+    variance = 0.0 if estimator == 'disturbance_critic' else task.world.nu ** 2
     with torch.no_grad():
         q = gradient.advantages(obs, action)
     assert (q + action[:, 0].square() + variance).square().mean().sqrt() < 0.025

@@ -124,6 +124,13 @@ def test_stopped_and_resumed_equals_uninterrupted(whole, tmp_path, num_rounds):
             {k: v for k, v in theirs.items() if k not in times}
 
 
+def test_processes_for_the_worlds_change_nothing(whole, tmp_path):
+    stopped = train(tiny_config(*EVALUATED, 'trainer.workers=2'), tmp_path,
+                    should_stop=stop_after(20))
+    assert not stopped.finished
+    assert_same_parameters(whole, train(tiny_config(*EVALUATED), tmp_path))
+
+
 def test_a_finished_training_can_be_extended(whole, tmp_path):
     extended = tmp_path / 'extended'
     train(tiny_config('trainer.env_steps=100'), extended)

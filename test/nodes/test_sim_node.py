@@ -23,6 +23,7 @@ import numpy as np
 from policy_files import write_model
 import pytest
 from ros_harness import values
+from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -240,4 +241,14 @@ def test_a_task_without_success_reports_none(ros, tmp_path):
     _, message = ros.wait(lambda: results, what='a fall', timeout=20.0)[0]
     assert message.message == 'ended'
     assert values(message).keys() == {'episode', 'return', 'length'}
+    assert ros.stop(robot) == 0
+
+
+def test_a_packaged_task_by_its_name_with_a_robot_from_a_file(ros):
+    states = ros.listen(JointState, '/six/joint_states')
+    robot = ros.start('sim_node', ['-r', '__ns:=/six'], config='six_axis_reach')
+    _, message = ros.wait(lambda: states, what='joints', timeout=20.0)[0]
+    assert list(message.name) == ['base_yaw', 'shoulder_pitch', 'elbow_pitch', 'forearm_roll',
+                                  'wrist_pitch', 'wrist_roll']
+    assert len(message.position) == len(message.velocity) == 6
     assert ros.stop(robot) == 0

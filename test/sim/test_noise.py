@@ -12,17 +12,24 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+from dataclasses import asdict
+import json
+from pathlib import Path
+import re
 from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+import yaml
 
-from dpg_robot.contract.strict import load, SpecError
-from dpg_robot.sim.noise import DelayLine, NoiseConfig, observation_std, StochasticWorld
+from dpg_robot.contract.strict import dump, load, SpecError
+from dpg_robot.sim import world as worlds
+from dpg_robot.sim.noise import NoiseConfig, StochasticWorld
+from dpg_robot.sim.world import WorldConfig
 
 RATE_HZ = 50.0
-NUM = 20_000
+NUM = 8_000
 
 
 class Rail(gymnasium.Env):
@@ -32,7 +39,8 @@ class Rail(gymnasium.Env):
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
     policy_spec = SimpleNamespace(
         task='rail', control_rate_hz=RATE_HZ, action_dim=2, observation=(
-            SimpleNamespace(name='position', size=2), SimpleNamespace(name='charge', size=1)))
+            SimpleNamespace(name='position', size=2, unit='m'),
+            SimpleNamespace(name='charge', size=1, unit='C')))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -99,36 +107,6 @@ def test_the_task_carries_out_what_info_says():
     assert (np.array(world.unwrapped.executed) == out).all()
 
 
-@pytest.mark.parametrize('latency, expected', [
-    (0.0, [1, 2, 3, 4, 5]),
-    (1.0, [0, 1, 2, 3, 4]),
-    (3.0, [0, 0, 0, 1, 2]),
-    # The old command acts for the first quarter of the period: 0.25 * old + 0.75 * new.
-    (0.25, [0.75, 1.75, 2.75, 3.75, 4.75]),
-    (1.5, [0, 0.5, 1.5, 2.5, 3.5]),
-    (2.75, [0, 0, 0.25, 1.25, 2.25])])
-def test_delay_line_by_hand(latency, expected):
-    line = DelayLine(latency, 2)
-    out = [line(np.array([x, -10.0 * x])) for x in (1.0, 2.0, 3.0, 4.0, 5.0)]
-    np.testing.assert_allclose(out, np.outer(expected, [1.0, -10.0]), atol=1e-12)
-
-
-@pytest.mark.parametrize('latency', [0.0, 0.4, 1.0, 2.9])
-def test_delay_line_settles_to_a_constant_command(latency):
-    line, command = DelayLine(latency, 2), np.array([0.7, -0.3])
-    out = [line(command) for _ in range(6)]
-    settled = int(np.ceil(latency))
-    np.testing.assert_allclose(out[settled:], np.tile(command, (6 - settled, 1)), atol=1e-15)
-    assert settled == 0 or np.abs(out[settled - 1]).max() < 0.7
-
-
-def test_delay_line_does_not_keep_the_callers_array():
-    line, command = DelayLine(1.0, 1), np.array([1.0])
-    line(command)
-    command[:] = 9.0
-    assert line(command) == [1.0]
-
-
 def test_latency_is_in_seconds_and_ends_with_the_episode():
     world = make_world(command_latency_s=0.03)
     ramp = np.array([[0.1, -0.1], [0.2, -0.2], [0.3, -0.3]])
@@ -171,23 +149,137 @@ def test_no_noise_leaves_the_task_as_it_is():
         assert (got[0] == wanted[0]).all() and got[1] == wanted[1]
 
 
-def test_observation_std_follows_the_order_of_the_terms():
-    noise = NoiseConfig(observation={'charge': 3.0, 'position': 0.5})
-    assert observation_std(Rail.policy_spec, noise).tolist() == [0.5, 0.5, 3.0]
-
-
 def test_an_unknown_term_is_named_with_those_that_exist():
     with pytest.raises(SpecError, match=r'noise\.observation\.speed is not an observation term of '
                                         r'rail; its terms: position, charge'):
         make_world(observation={'position': 0.1, 'speed': 0.1})
 
 
-@pytest.mark.parametrize('data, message', [
-    ({'actuator': -0.1}, r'actuator must be at least 0, got -0\.1'),
-    ({'command_latency_s': -0.01}, r'command_latency_s must be at least 0, got -0\.01'),
-    ({'command_latency_s': 2}, r'command_latency_s must be at most 1\.0, got 2'),
-    ({'observation': {'position': -1}}, r'observation\.position must be at least 0, got -1'),
-    ({'actuators': 0.1}, r'actuators is not a known key; known keys: actuator, ')])
-def test_bad_noise_is_named(data, message):
-    with pytest.raises(SpecError, match='task.noise.' + message):
-        load(NoiseConfig, data, 'task.noise')
+# The noise of a hopper in YAML, and what it is answered with.
+MISTAKES = [
+    ('actuator: -0.1', 'noise.actuator must be at least 0, got -0.1'),
+    ('actuator: much', "noise.actuator must be a number, got 'much'"),
+    ('actuator: .inf', 'noise.actuator must be finite, got inf'),
+    ('actuators: 0.1', 'noise.actuators is not a known key; known keys: actuator, '),
+    ('actuator_time_constant_s: -1', 'noise.actuator_time_constant_s must be at least 0, got -1'),
+    ('actuator_relative: -0.2', 'noise.actuator_relative must be at least 0, got -0.2'),
+    ('actuator_bias: [0.1, 0.2]', 'noise.actuator_bias must be a number, got [0.1, 0.2]'),
+    ('dead_zone: 1.5', 'noise.dead_zone must be at most 1.0, got 1.5'),
+    ('backlash: -0.1', 'noise.backlash must be at least 0, got -0.1'),
+    ('command_latency_s: -0.01', 'noise.command_latency_s must be at least 0, got -0.01'),
+    ('command_latency_s: 20', 'noise.command_latency_s must be at most 1.0, got 20'),
+    ('command_latency_spread_s: -0.01', 'noise.command_latency_spread_s must be at least 0, got'),
+    ('command_jitter_s: 5', 'noise.command_jitter_s must be at most 1.0, got 5'),
+    ('command_loss: 1.1', 'noise.command_loss must be at most 1.0, got 1.1'),
+    ('observation: 0.1', 'noise.observation must be a mapping, got 0.1'),
+    ('observation: {height: -1}', 'noise.observation.height must be at least 0, got -1'),
+    ('observation: {hight: 0.1}', 'noise.observation.hight is not an observation term of hopper; '
+                                  'its terms: height, joint_position, '),
+    ('observation_bias: {speed: 0.1}', 'noise.observation_bias.speed is not an observation term'),
+    ('observation_latency_s: {height: 2}', 'noise.observation_latency_s.height must be at most '
+                                           '1.0, got 2'),
+    ('observation_loss: {height: 30}', 'noise.observation_loss.height must be at most 1.0, '
+                                       'got 30'),
+    ('pushes: {torso: 5}', 'noise.pushes.torso must be a mapping, got 5'),
+    ('pushes: {torso: {rate_hz: 1, force_n: [1, 2]}}',
+     'noise.pushes.torso.duration_s is required and missing'),
+    ('pushes: {torso: {rate_hz: 0, force_n: [1, 2], duration_s: 0.1}}',
+     'noise.pushes.torso.rate_hz must be greater than 0, got 0'),
+    ('pushes: {torso: {rate_hz: 1, force_n: [20, 10], duration_s: 0.1}}',
+     'noise.pushes.torso.force_n must be [lower, upper], lower at most upper, got [20.0, 10.0]'),
+    ('pushes: {torso: {rate_hz: 1, force_n: [-5, 5], duration_s: 0.1}}',
+     'noise.pushes.torso.force_n[0] must be at least 0, got -5'),
+    ('pushes: {torso: {rate_hz: 1, force_n: [1, 2], duration_s: 0.1, axes: [x, up]}}',
+     'noise.pushes.torso.axes[1] must be one of x, y, z; got up'),
+    ('pushes: {torso: {rate_hz: 1, force_n: [1, 2], duration_s: 0.1, axes: [x, x]}}',
+     "noise.pushes.torso.axes must be at least one of x, y, z, each once, got ['x', 'x']"),
+    ('pushes: {head: {rate_hz: 1, force_n: [1, 2], duration_s: 0.1}}',
+     'noise.pushes must name a body of hopper (torso, thigh, leg, foot), got head'),
+    ('randomize: {weight: [1, 2]}',
+     'noise.randomize.weight is not a known key; known keys: mass_kg, '),
+    ('randomize: {mass_kg: {torso: 3.5}}',
+     'noise.randomize.mass_kg.torso must be a list, got 3.5'),
+    ('randomize: {mass_kg: {torso: [4, 3]}}',
+     'noise.randomize.mass_kg.torso must be [lower, upper], lower at most upper, got [4.0, 3.0]'),
+    ('randomize: {mass_kg: {torso: [3]}}',
+     'noise.randomize.mass_kg.torso must be [lower, upper], lower at most upper, got [3.0]'),
+    ('randomize: {mass_kg: {torso: [0, 3]}}',
+     'noise.randomize.mass_kg.torso[0] must be greater than 0, got 0'),
+    ('randomize: {mass_kg: {head: [1, 2]}}',
+     'noise.randomize.mass_kg must name a body with a mass of hopper (torso, thigh, leg, foot), '
+     'got head'),
+    ('randomize: {friction: {ice: [0, 1]}}',
+     'noise.randomize.friction must name a geom of hopper (floor, torso_geom, '),
+    ('randomize: {damping: {knee: [0, 1]}}',
+     'noise.randomize.damping must name a joint of hopper (rootx, '),
+    ('randomize: {actuator_gain: {knee: [0, 1]}}',
+     'noise.randomize.actuator_gain must name an actuator with a gain of hopper (thigh_joint, '),
+    ('randomize: {gravity_m_s2: [-10, -9]}',
+     'noise.randomize.gravity_m_s2[0] must be at least 0, got -10'),
+    ('randomize: {scale: {mass: [1.2, 0.8]}}',
+     'noise.randomize.scale.mass must be [lower, upper], lower at most upper, got [1.2, 0.8]'),
+    ('randomize: {scale: {inertia: [1, 2]}}',
+     'noise.randomize.scale.inertia is not a known key; known keys: mass, friction, '),
+]
+
+
+def hopper(text):
+    return load(WorldConfig, {'task': 'hopper', 'noise': yaml.safe_load(text)}, 'world')
+
+
+@pytest.mark.parametrize('text, message', MISTAKES)
+def test_a_mistake_is_named_with_its_rule_and_value(text, message):
+    with pytest.raises(SpecError) as error:
+        worlds.make_world(hopper(text))
+    assert str(error.value).removeprefix('world.').startswith(message)
+
+
+def test_what_a_task_lacks_cannot_be_scaled():
+    config = {'task': 'fetch_reach', 'noise': yaml.safe_load(
+        'randomize: {scale: {actuator_gain: [0.8, 1.2]}}')}
+    with pytest.raises(SpecError, match=(
+            r'noise\.randomize\.scale\.actuator_gain must be left out for fetch_reach, which '
+            r'lacks an actuator with a gain to change; got \[0\.8, 1\.2\]')):
+        worlds.make_world(load(WorldConfig, config, 'world'))
+
+
+DOCUMENT = Path(__file__).parents[2] / 'docs' / 'worlds.md'
+
+
+@pytest.mark.parametrize('text, answer', re.findall(
+    r'^\| `(.+: .+)` \| `(.+)` \|$', DOCUMENT.read_text(), re.M))
+def test_a_mistake_is_answered_as_documented(text, answer):
+    with pytest.raises(SpecError) as error:
+        worlds.make_world(hopper(text))
+    assert str(error.value).startswith(answer.removesuffix('...'))
+
+
+def test_the_documented_example_has_every_key_and_works():
+    part, = re.findall('```yaml\n(.*?)```', DOCUMENT.read_text(), re.S)
+    full = yaml.safe_load(part)
+    assert full['world']['noise'].keys() == asdict(NoiseConfig()).keys()
+    randomize = full['world']['noise']['randomize']
+    assert randomize.keys() == asdict(NoiseConfig())['randomize'].keys()
+    assert randomize['scale'].keys() == asdict(NoiseConfig())['randomize']['scale'].keys()
+    config = load(WorldConfig, full['world'], 'world')
+    noise = config.noise
+    assert all(noise.beyond_white.values())
+    # Stored in model files and results as JSON, and taken back from there.
+    assert load(NoiseConfig, json.loads(json.dumps(asdict(noise)))) == noise
+    assert load(NoiseConfig, dump(noise)) == noise
+    world = worlds.make_world(config)
+    seen = [world.reset(seed=0)[0]] + [world.step(np.zeros(3))[0] for _ in range(20)]
+    assert np.isfinite(seen).all() and (np.ptp(seen, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize('noise, keys', [
+    ({}, []),
+    ({'actuator': 0.3}, []),
+    ({'observation': {'height': 0.0}}, []),
+    ({'actuator': 0.3, 'actuator_time_constant_s': 0.1}, ['actuator_time_constant_s']),
+    ({'dead_zone': 0.1, 'command_loss': 0.1}, ['dead_zone', 'command_loss']),
+    ({'observation_bias': {'height': 0.1}}, ['observation_bias']),
+    ({'pushes': {'torso': {'rate_hz': 1, 'force_n': [0, 1], 'duration_s': 1}}}, ['pushes']),
+    ({'randomize': {'scale': {'mass': [0.9, 1.1]}}}, ['randomize'])])
+def test_only_white_noise_on_commands_leaves_a_world_that_one_step_tells(noise, keys):
+    assert list(load(NoiseConfig, noise).beyond_white) == keys

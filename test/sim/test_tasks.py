@@ -19,12 +19,23 @@ import json
 from builtin_interfaces.msg import Time
 import gymnasium
 import numpy as np
+from peers import (
+    draw_actions,
+    IDS,
+    make_peer,
+    make_task,
+    peer_action,
+    RUNNERS,
+    same_observation,
+    terms_of,
+)
 import pytest
 from small_training import TINY, train
 import torch
 
 from dpg_robot.contract.command import CommandLimiter
-from dpg_robot.contract.messages import message_class, MessageWriter
+from dpg_robot.contract.fields import FieldReader
+from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
 from dpg_robot.contract.observation import ObservationAssembler
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import load, SpecError
@@ -34,56 +45,42 @@ from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.noise import NoiseConfig
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
-IDS = {'reacher': 'Reacher-v5', 'half_cheetah': 'HalfCheetah-v5', 'hopper': 'Hopper-v5',
-       'walker2d': 'Walker2d-v5', 'hand_reach': 'HandReachDense-v3'}
-RUNNERS = ('half_cheetah', 'hopper', 'walker2d')
 EVERY = pytest.mark.parametrize('name', IDS)
-
-
-def make_task(name, **options):
-    """Return a task without the noise around it."""
-    return make_world(WorldConfig(name, **options)).env
-
-
-def draw_actions(task, num, seed=0):
-    return np.random.default_rng(seed).uniform(-1, 1, (num, *task.action_space.shape))
-
-
-def same_observation(name, ours, theirs):
-    """Compare our observation with gymnasium's own."""
-    if name == 'hand_reach':
-        theirs = np.concatenate([theirs['observation'], theirs['desired_goal']])
-    if name != 'reacher':
-        return np.array_equal(ours, theirs)
-    angle, velocity, target, tip = ours.reshape(4, 2)
-    return np.allclose(theirs, np.concatenate([
-        np.cos(angle), np.sin(angle), target, velocity, tip - target]), rtol=0, atol=1e-12)
+TORQUES = pytest.mark.parametrize('name', ['reacher', *RUNNERS, 'point_maze'])
 
 
 @EVERY
-def test_observations_rewards_and_ends_are_those_of_gymnasium(name):
-    task, peer = make_task(name), gymnasium.make(IDS[name]).unwrapped
+def test_observations_rewards_and_ends_are_those_of_the_simulation(name):
+    task, peer = make_task(name), make_peer(name)
     assert same_observation(name, task.reset(seed=4)[0], peer.reset(seed=4)[0])
     rewards, falls = set(), 0
     for action in draw_actions(task, 120):
         obs, reward, terminated, _, info = task.step(action)
-        peer_obs, peer_reward, peer_terminated, _, peer_info = peer.step(action)
+        peer_obs, peer_reward, peer_terminated, _, peer_info = peer.step(peer_action(name, action))
+        assert np.isfinite(obs).all()
         assert same_observation(name, obs, peer_obs)
-        assert (reward, terminated) == (peer_reward, peer_terminated)
-        assert ('is_success' in info) == ('is_success' in peer_info)
         rewards.add(reward)
+        if name == 'franka_reach':  # the kitchen has other things to do
+            seen = terms_of(task, obs)
+            reach = seen['end_effector_position'] - seen['goal_position']
+            peer_reward = pytest.approx(-np.linalg.norm(reach), abs=1e-12)
+            peer_terminated, peer_info = False, {'success': None}
+        assert (reward, terminated) == (peer_reward, peer_terminated)
+        assert ('is_success' in info) == bool(peer_info.keys() & {'is_success', 'success'})
         if terminated:
             falls += 1
             assert same_observation(name, task.reset()[0], peer.reset()[0])
-    assert len(rewards) == 120
+    assert len(rewards) > 100  # an object may come to rest
     assert (falls > 0) == (name in ('hopper', 'walker2d'))
 
 
 @EVERY
 def test_an_episode_is_truncated_where_gymnasium_does(name):
-    task, limit = make_task(name), gymnasium.spec(IDS[name]).max_episode_steps
+    task = make_task(name)
+    # Chores take longer than to reach a point.
+    limit = 50 if name == 'franka_reach' else gymnasium.spec(IDS[name]).max_episode_steps
     task.reset(seed=0)
-    assert limit == (1000 if name in RUNNERS else 50)
+    assert limit == task.episode_steps
     task.state = {**task.state, 'steps': limit - 2}
     still = np.zeros(task.action_space.shape)
     assert [task.step(still)[3] for _ in range(2)] == [False, True]
@@ -103,7 +100,8 @@ def test_the_spec_fits_the_spaces_and_survives_its_file(name):
     spec = task.policy_spec
     assert task.observation_space.shape == (spec.obs_dim,) == task.reset(seed=0)[0].shape
     assert task.action_space.shape == (spec.action_dim,) == (spec.eps_dim,)
-    assert (spec.task, spec.control_rate_hz) == (name, pytest.approx(1 / task.sim.dt))
+    dt = getattr(task.sim, 'point_env', task.sim).dt
+    assert (spec.task, spec.control_rate_hz) == (name, pytest.approx(1 / dt))
     assert PolicySpec.from_json(spec.to_json()) == spec
 
 
@@ -122,8 +120,12 @@ def test_every_joint_in_the_observation_is_the_one_it_is_called(name):
             true, = data.qpos if kind == 'position' else np.clip(data.qvel, -largest, largest)
             assert value == pytest.approx(true, abs=1e-12), field
             found += 1
-    # Of the runners' joints only the position of rootx is left out; a target is no joint here.
-    assert found == {'reacher': 4, 'hand_reach': 48}.get(name, 2 * task.sim.model.njnt - 1)
+    # Of the planar runners' joints only the position of rootx is left out; a target is no joint
+    # here, nor is a body that moves freely.
+    planar = 2 * task.sim.model.njnt - 1 if name in RUNNERS else 0
+    assert found == {
+        'reacher': 4, 'fetch_pick_and_place': 4, 'hand_reach': 48, 'hand_manipulate_block': 48,
+        'adroit_door': 29, 'franka_reach': 14, 'ant': 16}.get(name, planar)
 
 
 @EVERY
@@ -142,18 +144,42 @@ def test_observations_and_commands_travel_in_messages(name):
     drawn = np.random.default_rng(0).uniform(-1, 1, spec.action_dim)
     command = CommandLimiter(spec).limit(drawn * spec.action_scale + spec.action_offset)
     writer = MessageWriter(spec.action, lambda kind: message_class(kind)())
-    values = np.concatenate([message.data for _, message in writer.write(command, Time())])
-    np.testing.assert_allclose(spec.normalised(values), drawn, atol=1e-12)
+    groups, values = group_by_topic(spec.action), np.full(spec.action_dim, np.nan)
+    for topic, message in writer.write(command, Time()):
+        part = np.zeros(len(groups[topic].fields))
+        FieldReader(groups[topic].fields).read(message, part)
+        values[groups[topic].places] = part
+    np.testing.assert_allclose(spec.normalised(values), drawn, atol=1e-8)
 
 
-@pytest.mark.parametrize('name', ['reacher', *RUNNERS])
+def test_an_ant_that_jumps_too_high_is_terminated():
+    task, peer = make_task('ant'), make_peer('ant')
+    for env in (task, peer):
+        env.reset(seed=0)
+        data = (env.sim if env is task else env).data
+        data.qpos[2] = 1.2
+    assert task.step(np.zeros(8))[2] is peer.step(np.zeros(8))[2] is True
+
+
+@pytest.mark.parametrize('name', ['fetch_pick_and_place', 'hand_manipulate_block', 'hand_reach'])
+def test_a_picture_changes_nothing_though_it_moves_the_goal(name, monkeypatch):
+    task, futures = make_task(name), []
+    monkeypatch.setattr(task.sim.mujoco_renderer, 'render', lambda mode: 'picture')
+    for look in (lambda: None, task.render):
+        task.reset(seed=0)
+        futures.append([(look(), task.step(action))[1][0] for action in draw_actions(task, 20)])
+    assert task.render() == 'picture'
+    np.testing.assert_array_equal(*futures)
+
+
+@TORQUES
 def test_a_normalised_action_is_so_much_torque_on_the_joint_it_names(name):
     task = make_task(name)
     task.reset(seed=0)
     action, = draw_actions(task, 1)
     task.step(action)
     term, = task.policy_spec.action
-    assert term.unit == 'N m'
+    assert term.unit == ('N' if name == 'point_maze' else 'N m')
     for joint, torque in zip(term.joints, action * term.scale, strict=True):
         assert task.sim.data.joint(joint).qfrc_actuator[0] == pytest.approx(torque)
 
@@ -173,8 +199,9 @@ def test_forward_is_forward(name):
     task.reset(seed=0)
     before = task.sim.data.qpos[0]
     *_, info = task.step(np.zeros(task.action_space.shape))
-    speed = (task.sim.data.joint('rootx').qpos[0] - before) * task.policy_spec.control_rate_hz
-    assert info['x_velocity'] == pytest.approx(speed)
+    speed = (task.sim.data.qpos[0] - before) * task.policy_spec.control_rate_hz
+    # The ant's is of where bodies were seen, a substep before.
+    assert info['x_velocity'] == pytest.approx(speed, rel=0.3 if name == 'ant' else 1e-6)
 
 
 @EVERY
@@ -182,7 +209,7 @@ def test_seeds_repeat_and_differ(name):
     task = make_task(name)
     first, again, other = (task.reset(seed=seed)[0] for seed in (4, 4, 5))
     assert (first == again).all() and (first != other).any()
-    assert any((task.reset()[0] != other).any() for _ in range(5))  # some goals of the hand repeat
+    assert any((task.reset()[0] != other).any() for _ in range(5))  # some goals of a hand repeat
 
 
 def rollout(task, num):
@@ -206,7 +233,7 @@ def test_state_restores_to_the_bit_in_a_fresh_world(name, warm_up):
     state = task.state
     warm_start = task.sim.data.qacc_warmstart.copy()
     expected = rollout(task, 60)
-    fresh = make_task(name)
+    fresh = make_task(name, which=1)
     fresh.reset(seed=8)
     rollout(fresh, 9)  # a world that was used has a past to forget
     for world in (fresh, task):

@@ -16,13 +16,19 @@ import numpy as np
 import pytest
 
 from dpg_robot.contract.strict import load, SpecError
+from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
 from dpg_robot.sim.fetch import EPISODE_STEPS
-from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.noise import Noise, NoiseConfig, StochasticWorld
+from dpg_robot.sim.vector import VectorWorld
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
 NOISY = WorldConfig('fetch_reach', noise=NoiseConfig(
-    actuator=0.3, command_latency_s=0.06,
-    observation={'end_effector_position': 0.01, 'goal_position': 0.02}))
+    actuator=0.3, command_latency_s=0.06, command_loss=0.1, actuator_bias=0.05,
+    observation={'end_effector_position': 0.01, 'goal_position': 0.02},
+    observation_loss={'end_effector_velocity': 0.2},
+    pushes={'robot0:gripper_link': PushConfig(5.0, (1.0, 5.0), 0.05)},
+    randomize=RandomizeConfig(scale=ScaleConfig(mass=(0.8, 1.2), damping=(0.5, 2.0)))))
+QUIET = WorldConfig('fetch_reach')
 
 
 def draw_actions(num, num_envs, seed=0):
@@ -38,27 +44,29 @@ def rollout(envs, actions):
     return np.array(rows)
 
 
-@pytest.fixture(params=[False, True], ids=['sync', 'processes'])
-def processes(request):
+@pytest.fixture(params=[1, 2], ids=['one process', 'two workers'])
+def workers(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def make():
-    """Make vectors of noisy worlds that are closed at the end."""
-    made = []
+    """Return a vector of worlds; those asked for again are used again."""
+    made = {}
 
-    def make_one(num_envs, processes=False, config=NOISY):
-        made.append(make_vector(config, num_envs, processes))
-        return made[-1]
+    def make_one(num_envs, workers=1, config=NOISY, which=0):
+        key = num_envs, workers, config is NOISY, which
+        if key not in made:
+            made[key] = make_vector(config, num_envs, workers)
+        return made[key]
 
     yield make_one
-    for envs in made:
+    for envs in made.values():
         envs.close()
 
 
-def test_each_world_of_a_vector_equals_a_single_one_with_its_seed(make, processes):
-    envs, actions = make(3, processes), draw_actions(12, 3)
+def test_each_world_of_a_vector_equals_a_single_one_with_its_seed(make):
+    envs, actions = make(3), draw_actions(12, 3)
     first, _ = envs.reset(seed=20)
     together = rollout(envs, actions)
     for i in range(3):
@@ -70,34 +78,84 @@ def test_each_world_of_a_vector_equals_a_single_one_with_its_seed(make, processe
     assert (together[:, 0] != together[:, 1]).any()
 
 
-def test_state_restores_mid_episode_in_fresh_worlds(make, processes):
-    envs = make(2, processes)
+def test_state_restores_mid_episode_in_fresh_worlds(make, workers):
+    envs = make(3, workers)
     envs.reset(seed=5)
-    rollout(envs, draw_actions(17, 2))
+    rollout(envs, draw_actions(17, 3))
     states = envs.get_attr('state')
     # Past the end of the episode, so that the resets that follow are restored too.
-    actions = draw_actions(EPISODE_STEPS, 2, seed=1)
+    actions = draw_actions(EPISODE_STEPS, 3, seed=1)
     expected = rollout(envs, actions)
 
-    fresh = make(2, processes)
+    fresh = make(3, which=1)
     fresh.reset(seed=99)
     fresh.set_attr('state', states)
     np.testing.assert_array_equal(rollout(fresh, actions), expected)
+    envs.set_attr('state', list(states))  # and into the processes
+    np.testing.assert_array_equal(rollout(envs, actions), expected)
 
 
-def test_state_moves_between_processes_and_one_process(make):
-    spread, together = make(2, True), make(2, False)
-    spread.reset(seed=5)
-    rollout(spread, draw_actions(7, 2))
-    together.reset(seed=6)
-    together.set_attr('state', spread.get_attr('state'))
-    actions = draw_actions(10, 2, seed=1)
-    np.testing.assert_array_equal(rollout(together, actions), rollout(spread, actions))
+def assert_same(one, other):
+    """Compare infos."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if isinstance(value, dict):
+            assert_same(value, other[key])
+        elif value.dtype == object:
+            assert [v is None for v in value] == [v is None for v in other[key]]
+            assert all(v is None or (v == w).all() for v, w in zip(value, other[key]))
+        else:
+            assert value.dtype == other[key].dtype
+            np.testing.assert_array_equal(value, other[key])
+
+
+def test_any_number_of_workers_gives_the_same_to_the_bit(make):
+    """Observations, rewards, ends and infos; also where worlds end at different times."""
+    alone, shared = make(3), make(3, 2)
+    for envs in (alone, shared):
+        envs.reset(seed=[7, 3, 11])
+    early = [{**state, 'task': {**state['task'], 'steps': 4 * i}}
+             for i, state in enumerate(alone.get_attr('state'))]
+    for envs in (alone, shared):
+        envs.set_attr('state', early)
+    ends = 0
+    for action in draw_actions(EPISODE_STEPS + 3, 3):
+        results = [envs.step(action) for envs in (alone, shared)]
+        for one, other in zip(*(result[:4] for result in results)):
+            assert one.dtype == other.dtype and one.shape == other.shape
+            np.testing.assert_array_equal(one, other)
+        assert_same(results[0][4], results[1][4])
+        ends += results[0][3].sum()
+    assert ends == 3
+
+
+def test_what_a_vector_returns_is_the_callers(make, workers):
+    envs = make(3, workers)
+    obs, _ = envs.reset(seed=0)
+    kept = obs.copy()
+    first = envs.step(np.zeros((3, 3), np.float32))
+    copies = [np.copy(x) for x in first[:4]]
+    envs.step(np.ones((3, 3), np.float32))
+    assert (obs == kept).all()
+    for one, other in zip(first, copies):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_attributes_and_spaces_are_gymnasiums(make, workers):
+    envs = make(3, workers)
+    assert envs.num_envs == 3
+    assert envs.observation_space.shape == (3, 9) and envs.action_space.shape == (3, 3)
+    assert envs.metadata['autoreset_mode'].name == 'SAME_STEP'
+    assert envs.get_attr('achieved_goal') == ((0, 1, 2),) * 3
+    assert {spec.task for spec in envs.get_attr('policy_spec')} == {'fetch_reach'}
+    assert envs.call('get_wrapper_attr', 'episode_steps') == (EPISODE_STEPS,) * 3
+    with pytest.raises(ValueError, match='one value for each of 3 worlds, got 2'):
+        envs.reset(seed=[1, 2])
 
 
 def test_state_carries_the_commands_under_way(make):
     latency = WorldConfig('fetch_reach', noise=NoiseConfig(command_latency_s=0.04))
-    envs, fresh = make(1, config=latency), make(1, config=latency)
+    envs, fresh = make_vector(latency, 1), make_vector(latency, 1)
     envs.reset(seed=0)
     envs.step(np.ones((1, 3), np.float32))
     fresh.reset(seed=0)
@@ -106,16 +164,15 @@ def test_state_carries_the_commands_under_way(make):
     assert info['executed_action'].tolist() == [[1.0, 1.0, 1.0]]
 
 
-def test_the_end_of_an_episode_keeps_its_true_last_observation(make, processes):
-    quiet = WorldConfig('fetch_reach')
-    envs, actions = make(2, processes, quiet), draw_actions(EPISODE_STEPS, 2)
+def test_the_end_of_an_episode_keeps_its_true_last_observation(make):
+    envs, actions = make(2, config=QUIET), draw_actions(EPISODE_STEPS, 2)
     envs.reset(seed=0)
     rollout(envs, actions[:-1])
     obs, reward, terminated, truncated, info = envs.step(actions[-1])
     assert truncated.all() and not terminated.any()
 
     for i in range(2):
-        world = make_world(quiet)
+        world = make_world(QUIET)
         world.reset(seed=i)
         for action in actions[:, i]:
             last, last_reward, _, last_truncated, last_info = world.step(action)
@@ -125,6 +182,30 @@ def test_the_end_of_an_episode_keeps_its_true_last_observation(make, processes):
         assert info['final_info']['is_success'][i] == last_info['is_success']
         np.testing.assert_array_equal(obs[i], world.reset()[0])
         assert (obs[i] != last)[6:].all()
+
+
+class Timid(StochasticWorld):
+    """A world that obeys by half."""
+
+    def commanded(self, action):
+        return 0.5 * action
+
+
+def test_a_vector_asks_each_world_for_its_command():
+    config = NoiseConfig(actuator=0.1)
+    tasks = [make_world(WorldConfig('reacher')).env for _ in range(2)]
+    noise = Noise(config, tasks[0].policy_spec, 2)
+    envs = VectorWorld([Timid(tasks[0], config, noise, 0),
+                        StochasticWorld(tasks[1], config, noise, 1)], noise)
+    envs.reset(seed=4)
+    executed = envs.step(np.full((2, 2), 0.6, np.float32))[4]['executed_action']
+    alone = [Timid(make_world(WorldConfig('reacher')).env, config),
+             make_world(WorldConfig('reacher', noise=config))]
+    for i, world in enumerate(alone):
+        world.reset(seed=4 + i)
+        info = world.step(np.full(2, 0.6, np.float32))[4]
+        np.testing.assert_array_equal(info['executed_action'], executed[i])
+    assert (executed[0] < executed[1]).all()
 
 
 def test_sparse_reward_can_be_chosen():
@@ -145,8 +226,8 @@ def test_reward_and_success_come_from_the_true_position():
 
 
 @pytest.mark.parametrize('data, message', [
-    ({'task': 'fetch_push'},
-     'world.task must be one of fetch_reach, hand_reach, .*; got fetch_push'),
+    ({'task': 'juggle'},
+     'world.task must be one of fetch_reach, .*; got juggle'),
     ({'task': 'fetch_reach', 'reward': 'shaped'},
      'world.reward must be one of dense, sparse; got shaped'),
     ({'task': 'fetch_reach', 'noise': {'actuator': -0.1}},

@@ -1,0 +1,59 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A noisy world whose commands change no faster than its contract allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpg_robot.contract.command import CommandLimiter
+from dpg_robot.sim.noise import StochasticWorld
+
+
+class RateLimitedWorld(StochasticWorld):
+    """Limit commands as ``policy_node`` does, before any noise comes on them.
+
+    So a policy meets in training what it will meet on the robot, and a command that the node has
+    limited already passes unchanged. The task has ``held_position``: where its joints are told to
+    be before the first command, for position control.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """Start an episode; its first command is limited from where the joints are."""
+        obs, info = super().reset(seed=seed, options=options)
+        self.limiter = CommandLimiter(self.policy_spec)
+        held = np.isnan(self.limiter.last)
+        if held.any():
+            self.limiter.last[held] = self.get_wrapper_attr('held_position')
+        return obs, info
+
+    def commanded(self, action: np.ndarray) -> np.ndarray:
+        """Return the normalised command that is left of an action, shape (action_dim,)."""
+        spec = self.policy_spec
+        command = np.clip(action, -1.0, 1.0) * spec.action_scale + np.array(spec.action_offset)
+        return spec.normalised(self.limiter.limit(command))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Return everything that decides this world's future."""
+        return {**super().state, 'last_command': self.limiter.last.copy()}
+
+    @state.setter
+    def state(self, value: dict[str, Any]) -> None:
+        StochasticWorld.state.fset(self, value)
+        self.limiter = CommandLimiter(self.policy_spec)
+        self.limiter.last[:] = value['last_command']
