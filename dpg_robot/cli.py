@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The command dpg-robot: tasks, view, train, evaluate, export, inspect, demo, bench."""
+"""The command dpg-robot: tasks, view, train, evaluate, export, inspect, replay, demo, bench."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ import shlex
 import signal
 import sys
 
+from dpg_robot.bench.latency import add_latency
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.replay_flight import add_replay
 from dpg_robot.view import add_commands
 
 
@@ -85,6 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument('model', type=Path)
     inspect.set_defaults(run=_inspect)
 
+    add_replay(commands)
+
     demo = commands.add_parser(
         'demo', help='train, export, and drive the simulated robot through ROS 2 topics')
     demo.add_argument('--run-dir', type=Path, default=Path('runs/demo'))
@@ -95,7 +99,9 @@ def make_parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     bench = commands.add_parser('bench', help='measure what the package claims')
-    _add_bench_gradient(bench.add_subparsers(required=True, metavar='WHAT'))
+    benches = bench.add_subparsers(required=True, metavar='WHAT')
+    _add_bench_gradient(benches)
+    add_latency(benches)
     return parser
 
 

@@ -172,7 +172,8 @@ def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
         _watch(node, spec, drive, results)
         started = [processes.enter_context(node_process(name, arguments)) for name, arguments in (
             ('sim_node', {'config': task_file, 'episodes': episodes, 'seed': EVALUATION_SEED}),
-            ('policy_node', {'model': model, 'diagnostics_period_s': 0.5}))]
+            # Blending in would be a difference to the evaluation in one process.
+            ('policy_node', {'model': model, 'diagnostics_period_s': 0.5, 'blend_s': 0.0}))]
         deadline = time.monotonic() + STARTUP_S + 1.5 * length_s
 
         def missing():
@@ -201,7 +202,7 @@ def _watch(node, spec, drive, results):
 
     def on_diagnostics(array):
         for status in array.status:
-            if status.name.startswith('policy_node'):
+            if status.name == 'policy_node: control':
                 drive.diagnostics = {item.key: item.value for item in status.values}
                 safe_ticks = int(drive.diagnostics['safe_ticks'])
                 if drive.waiting_ticks is None and drive.diagnostics['state'] == 'running':

@@ -157,7 +157,8 @@ def test_make_targets_exist(name):
 
 @pytest.mark.parametrize('node', NODES)
 def test_parameters_are_those_of_the_node(node):
-    rows = table('docs/robot.md', f'`{node}`', 'parameter')
+    rows = table('docs/policy_node.md', 'Parameters', 'parameter') if node == 'policy_node' \
+        else table('docs/robot.md', f'`{node}`', 'parameter')
     known = parameters_of(node)
     assert sorted(first_names(rows)) == sorted(known)
     for (name, default, meaning) in rows:
@@ -178,15 +179,23 @@ def test_launch_arguments_are_those_of_the_file(name):
     assert sorted(told) == sorted(declared)
 
 
-@pytest.mark.parametrize('node', ['policy_node', 'sim_node'])
-def test_diagnostics_are_those_of_the_node(node):
-    told = first_names(table('docs/robot.md', f'`{node}`', 'key'))
-    tree = ast.parse(read(f'dpg_robot/nodes/{node}.py'))
+def test_diagnostics_of_sim_node_are_described():
+    told = first_names(table('docs/robot.md', '`sim_node`', 'key'))
+    tree = ast.parse(read('dpg_robot/nodes/sim_node.py'))
     # Each call of Diagnostics.publish ends with a dictionary of what it publishes.
     published = {key.value for call in ast.walk(tree) if isinstance(call, ast.Call)
                  and ast.unparse(call.func) == 'self._diagnostics.publish'
                  for key in call.args[-1].keys}
     assert {key.partition('.')[0] for key in told} == published
+
+
+def test_diagnostics_of_policy_node_are_described():
+    told = first_names(table('docs/policy_node.md', 'Diagnostics', 'key'))
+    tree = ast.parse(read('dpg_robot/nodes/policy_status.py'))
+    published = {key.value for node in ast.walk(tree) if isinstance(node, ast.Dict)
+                 for key in node.keys}
+    levels = {'running', 'safe', 'stalled', 'estop', 'failed'}
+    assert {key.partition('.')[0] for key in told} == published - (levels - {'estop'})
 
 
 @pytest.mark.parametrize('kind', SPEC_CLASSES, ids=lambda kind: kind.__name__)

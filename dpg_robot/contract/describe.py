@@ -37,9 +37,10 @@ def describe(spec: PolicySpec, content_hash: str) -> str:
                   _range(t.lower, t.upper)) for t in spec.observation]), '',
         '## It commands', '',
         *_table(('term', 'topic', 'type', 'fields', 'unit', 'limits', 'rate limit [unit/s]',
-                 'safe command'),
+                 'acceleration limit [unit/s^2]', 'safe command'),
                 [(t.name, t.topic, t.type, _join(t.joints or t.fields), t.unit,
                   _range(t.lower, t.upper), _values(t.rate_limit, 'none'),
+                  _values(t.acceleration_limit or (None,), 'none'),
                   _values(t.safe, 'hold')) for t in spec.action]), '',
         '## It was trained', '',
         *_table(('what', 'value'), [

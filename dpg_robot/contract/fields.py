@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from array import array
 from numbers import Real
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,14 +103,14 @@ class _ArrayPart:
     def __init__(self, path, start, by_name):
         self.path, self.start, self.by_name, self.keys = path, start, by_name, []
         self._get = attrgetter(path)
-        self._names, self._indices = None, ()
+        self._names, self._pick = None, None
 
     def read(self, message, out):
         try:
             values = self._get(message)
-            indices = self._find(message, values) if self.by_name else self.keys
-            for offset, index in enumerate(indices, self.start):
-                out[offset] = values[index]
+            pick = self._find(message, values) if self.by_name else self._pick or self._use(
+                self.keys)
+            out[self.start:self.start + len(self.keys)] = pick(values)
         except IndexError as error:
             raise FieldFault('size', f'{self.path} must have at least {max(self.keys) + 1} '
                              f'elements, got {len(values)}') from error
@@ -118,15 +118,19 @@ class _ArrayPart:
             raise FieldFault('missing', f'{self.path} is not an array of numbers here '
                              f'({error})') from error
 
+    def _use(self, indices):
+        self._pick = itemgetter(*indices)
+        return self._pick
+
     def _find(self, message, values):
         # Comparing the names takes far less time than looking each one up again.
         if message.name != self._names:
-            self._indices = self._look_up(list(message.name))
+            self._use(self._look_up(list(message.name)))
             self._names = list(message.name)
         if len(values) != len(self._names):
             raise FieldFault('size', f'{self.path} must have one element for each name '
                              f'({len(self._names)}), got {len(values)}')
-        return self._indices
+        return self._pick
 
     def _look_up(self, names):
         for joint in self.keys:
@@ -162,7 +166,8 @@ class FieldWriter:
             by_name = any(f.path == path and f.element is not None for f in parsed)
             size = len(joints) if by_name else max(places) + 1
             _check_no_gap(path, places, size, name)
-            self._arrays.append((_sized_array(message, path, size, name), places))
+            self._arrays.append((_view(_sized_array(message, path, size, name)),
+                                 np.array(list(places)), np.array(list(places.values()))))
         if joints:
             message.name = joints
 
@@ -173,9 +178,8 @@ class FieldWriter:
         """
         for parent, leaf, position in self._scalars:
             setattr(parent, leaf, float(values[position]))
-        for target, places in self._arrays:
-            for index, position in places.items():
-                target[index] = float(values[position])
+        for target, indices, positions in self._arrays:
+            target[indices] = values[positions]
         return self.message
 
 
@@ -200,6 +204,11 @@ def _sized_array(message, path, size, name):
     elif size > len(current):
         raise SpecError(f'{name}: {path} must have at most {len(current)} elements, got {size}')
     return getattr(parent, leaf)
+
+
+def _view(target):
+    """Return numpy's view of an array, which writes to that array itself."""
+    return target if isinstance(target, np.ndarray) else np.frombuffer(target, target.typecode)
 
 
 def check_fields(fields: tuple[str, ...], message: Any, name: str) -> None:

@@ -32,7 +32,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Fault:
     """Why an observation term cannot be used.
 
-    ``kind`` is 'never received', 'stale', 'missing', 'size', 'not finite' or 'range'.
+    ``kind`` is 'never received', 'stale', 'missing', 'size', 'not finite', 'range' or
+    'publishers'; the control step adds 'not finite' and 'exception' of its own.
     """
 
     term: str
@@ -58,16 +59,16 @@ class _Term:
         self.reader = FieldReader(spec.fields)
         self.values = vector
 
-    def fault(self, sample: _Sample | None, now_s: float) -> Fault | None:
+    def fault(self, sample: _Sample | None, now_s: float, hint: str) -> Fault | None:
         """Read the newest sample; return what is wrong with it in itself."""
         spec = self.spec
         if sample is None:
-            return Fault(spec.name, 'never received', f'nothing on {spec.topic} yet')
+            return Fault(spec.name, 'never received', f'nothing on {spec.topic} yet{hint}')
         age = now_s - sample.measured_s
         if age > spec.max_age_s:
             return Fault(
                 spec.name, 'stale', f'{spec.topic} must be at most {spec.max_age_s:g} s old, '
-                f'got {age:.3f} s (received {now_s - sample.received_s:.3f} s ago)')
+                f'got {age:.3f} s (received {now_s - sample.received_s:.3f} s ago){hint}')
         try:
             self.reader.read(sample.message, self.values)
         except FieldFault as error:
@@ -92,17 +93,18 @@ class ObservationAssembler:
     :meth:`update` may run in another thread than :meth:`assemble`: it stores one tuple, which
     replaces the last one in a single step, so neither ever waits for the other.
 
-    All times are on one steady clock [s]. ``newest_s`` is when the newest part of the last vector
-    was measured.
+    All times are on one clock [s]. ``newest_s`` is when the newest part of the last vector was
+    measured, and ``valid_until_s`` when its first part becomes too old.
     """
 
     def __init__(self, spec: PolicySpec):
         """Prepare readers and buffers for a spec."""
         self.topics = {term.topic: term.type for term in spec.observation}
-        self.newest_s = 0.0
+        self.newest_s, self.valid_until_s = 0.0, float('-inf')
         smallest = min(term.max_age_s for term in spec.observation)
         self._clock_topics = tuple(dict.fromkeys(
             term.topic for term in spec.observation if term.max_age_s == smallest))
+        self._hints, self._conflicts = {}, {}
         self._samples = dict.fromkeys(self.topics)
         self._values = np.zeros(spec.obs_dim)
         self._vector = np.zeros(spec.obs_dim, np.float32)
@@ -129,6 +131,20 @@ class ObservationAssembler:
         """
         measured = received_s if stamp_s is None else min(stamp_s, received_s)
         self._samples[topic] = _Sample(message, received_s, measured)
+        self._hints.pop(topic, None)
+
+    def refuse(self, topic: str, why: str) -> None:
+        """Leave a message out; ``why`` explains the fault if no better one comes in time."""
+        self._hints[topic] = f'; the last message was refused: {why}'
+
+    def doubt(self, topic: str, why: str, until_s: float) -> None:
+        """Refuse a topic as a whole until a time, because its messages contradict each other."""
+        self._conflicts[topic] = (why, until_s)
+
+    def forget(self) -> None:
+        """Drop all messages, because the clock that tells their age was set anew."""
+        self._samples = dict.fromkeys(self.topics)
+        self._hints, self._conflicts = {}, {}
 
     def assemble(self, now_s: float) -> tuple[np.ndarray | None, tuple[Fault, ...]]:
         """Build the observation from the newest messages.
@@ -136,15 +152,17 @@ class ObservationAssembler:
         :return: the vector, float32, shape (obs_dim,), valid until the next call, and no
             faults; or None and at least one fault.
         """
-        faults, newest = [], float('-inf')
+        faults, newest, until = self._contradictions(now_s), float('-inf'), float('inf')
         samples = self._samples.copy()  # terms of one topic must read the same message
         for term, _ in self._terms:
-            sample = samples[term.spec.topic]
-            fault = term.fault(sample, now_s)
+            spec = term.spec
+            sample = samples[spec.topic]
+            fault = term.fault(sample, now_s, self._hints.get(spec.topic, ''))
             if fault is not None:
                 faults.append(fault)
-            else:
-                newest = max(newest, sample.measured_s)
+                continue
+            newest = max(newest, sample.measured_s)
+            until = min(until, sample.measured_s + spec.max_age_s)
         if faults:
             return None, tuple(faults)
         # NaN fails every comparison, so this finds it too.
@@ -155,8 +173,16 @@ class ObservationAssembler:
                      for term, place in self._terms)
             return None, tuple(fault for fault in found if fault is not None)
         self._vector[:] = self._values
-        self.newest_s = newest
+        self.newest_s, self.valid_until_s = newest, until
         return self._vector, ()
+
+    def _contradictions(self, now_s):
+        if not self._conflicts:
+            return []
+        current = {topic: why for topic, (why, until_s) in list(self._conflicts.items())
+                   if now_s < until_s}
+        return [Fault(term.spec.name, 'publishers', f'{term.spec.topic}: {current[topic]}')
+                for term, _ in self._terms if (topic := term.spec.topic) in current]
 
     def clock_s(self) -> float:
         """Return when the newest full set of the fastest terms arrived; minus infinity if never.

@@ -71,6 +71,7 @@ class ActionTerm:
     A normalised action in [-1, 1] times ``scale``, plus ``offset`` (empty for zeros), is the
     command in ``unit``; the graph has this inside. ``rate_limit`` is in unit/s, null for none.
     ``safe`` is the command sent whenever the policy may not speak, null for "hold the last one".
+    ``acceleration_limit``, in unit/s^2, bounds the change of that rate; null or empty for none.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ActionTerm:
     frame_id: str = ''
     joints: tuple[str, ...] = ()
     offset: tuple[float, ...] = ()
+    acceleration_limit: tuple[float | None, ...] = ()
 
     @property
     def size(self) -> int:
@@ -100,7 +102,7 @@ class ActionTerm:
         _check_message(self, name)
         for key in ('scale', 'lower', 'upper', 'safe', 'rate_limit'):
             _check_length(self, name, key)
-        for key in ('joints', 'offset'):
+        for key in ('joints', 'offset', 'acceleration_limit'):
             if getattr(self, key):
                 _check_length(self, name, key)
         _check_range(self, name)
@@ -111,10 +113,11 @@ class ActionTerm:
                     f'got {safe}')
             if self.scale[i] <= 0:
                 raise SpecError(f'{name}.scale[{i}] must be greater than 0, got {self.scale[i]}')
-            if self.rate_limit[i] is not None and self.rate_limit[i] <= 0:
-                raise SpecError(
-                    f'{name}.rate_limit[{i}] must be greater than 0 or null, '
-                    f'got {self.rate_limit[i]}')
+        for key in ('rate_limit', 'acceleration_limit'):
+            for i, limit in enumerate(getattr(self, key)):
+                if limit is not None and limit <= 0:
+                    raise SpecError(
+                        f'{name}.{key}[{i}] must be greater than 0 or null, got {limit}')
 
 
 @dataclass(frozen=True)

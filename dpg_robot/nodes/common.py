@@ -104,16 +104,16 @@ def flatten(values: dict, prefix: str = '') -> dict[str, str]:
 
 
 class Diagnostics:
-    """Publish one status on ``/diagnostics``."""
+    """Publish the statuses of a node's parts on ``/diagnostics``."""
 
     LEVELS = {'OK': DiagnosticStatus.OK, 'WARN': DiagnosticStatus.WARN,
               'ERROR': DiagnosticStatus.ERROR}
 
     def __init__(self, node: Node, part: str, hardware_id: str):
         """Name the status after the node and one of its parts."""
-        self._node = node
-        self._name = f'{node.get_fully_qualified_name().lstrip("/")}: {part}'
-        self._hardware_id = hardware_id
+        self._node, self._part = node, part
+        self._name = node.get_fully_qualified_name().lstrip('/')
+        self.hardware_id = hardware_id
         self._publisher = node.create_publisher(DiagnosticArray, '/diagnostics', 10)
 
     def publish(self, level: str, message: str, values: dict) -> None:
@@ -122,13 +122,19 @@ class Diagnostics:
         :param level: 'OK', 'WARN' or 'ERROR'.
         :param values: may be nested; keys are joined with dots, numbers written in decimals.
         """
-        status = DiagnosticStatus(
-            level=self.LEVELS[level], name=self._name, message=message,
-            hardware_id=self._hardware_id,
+        self.send([self.status(self._part, level, message, values)])
+
+    def status(self, part: str, level: str, message: str, values: dict) -> DiagnosticStatus:
+        """Return the status of a part, to be sent."""
+        return DiagnosticStatus(
+            level=self.LEVELS[level], name=f'{self._name}: {part}', message=message,
+            hardware_id=self.hardware_id,
             values=[KeyValue(key=k, value=v) for k, v in flatten(values).items()])
-        stamp = self._node.get_clock().now().to_msg()
-        array = DiagnosticArray(status=[status])
-        array.header.stamp = stamp
+
+    def send(self, statuses: Sequence[DiagnosticStatus]) -> None:
+        """Publish statuses, with one stamp."""
+        array = DiagnosticArray(status=list(statuses))
+        array.header.stamp = self._node.get_clock().now().to_msg()
         self._publisher.publish(array)
 
 

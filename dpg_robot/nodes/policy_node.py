@@ -14,231 +14,297 @@
 
 """Run an exported policy on a robot: state topics in, commands out, at a fixed rate.
 
-One thread ticks on absolute deadlines; the executor's thread only stores the newest message of
-each topic. Whenever the policy may not speak (a term is missing, stale, not a number or out of
-range, an exception, the end of the node) the spec's safe command is sent at once, and
-``/diagnostics`` says why. If the ticking thread itself gets stuck, the executor's does that.
+A lifecycle node. While it is active, one thread ticks on absolute deadlines; the executor's
+thread only stores the newest message of each topic. Whenever the policy may not speak (a term is
+missing, stale, not a number or out of range, an exception, the emergency stop, the end of the
+node) the spec's safe command is sent at once, and ``/diagnostics`` says why. If the ticking
+thread itself gets stuck, the executor's does that.
 """
 
 from __future__ import annotations
 
-from functools import partial
 import sys
 import threading
 import time
 
 from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
 
-from dpg_robot.contract.fields import check_fields
-from dpg_robot.contract.messages import message_class, MessageWriter
+from dpg_robot.contract.observation import Fault
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.nodes.clock import SimulatedClock
 from dpg_robot.nodes.common import (
     collect_garbage,
     declare_parameters,
-    Diagnostics,
-    flush,
-    NEWEST_BEST_EFFORT,
-    NEWEST_RELIABLE,
-    Parameter,
     quiet_garbage_collector,
     run,
 )
+from dpg_robot.nodes.estop import EmergencyStop
+from dpg_robot.nodes.managed import ManagedNode
+from dpg_robot.nodes.policy_parameters import PARAMETERS
+from dpg_robot.nodes.policy_status import PolicyStatus
+from dpg_robot.nodes.policy_topics import PolicyTopics
 from dpg_robot.resources import share_path
-from dpg_robot.runtime.control import MODES, PolicyControl
+from dpg_robot.runtime.control import PolicyControl
+from dpg_robot.runtime.control_loop import ControlLoop
+from dpg_robot.runtime.inputs import InputGuard
+from dpg_robot.runtime.model_loader import ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
-from dpg_robot.runtime.timing import LatencyStatistics, Pacer, PhaseLock
+from dpg_robot.runtime.realtime import prepare_thread
+from dpg_robot.runtime.recorder import FlightRecorder
+from dpg_robot.runtime.timing import SteadyClock
 
 # A listener that reads best effort may lose one last command, but hardly three.
 _NUM_LAST_COMMANDS = 3
 _LAST_COMMANDS_GAP_S = 0.005
-# A control thread without a tick for so long is stuck; a busy machine alone takes less.
-_STALL_PERIODS, _LEAST_STALL_S = 3.0, 0.1
-
-PARAMETERS = (
-    Parameter('model', '', 'Policy file (.onnx); empty for the fetch_reach policy that comes '
-              'with the package.'),
-    Parameter('mode', 'deterministic', 'Use the policy without its noise, or sample it.',
-              choices=MODES),
-    Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),
-    Parameter('tick_phase', 0.05, 'Delay from the arrival of the state to the tick, as a part of '
-              'the control period; covers the time between the parts of a state.', 0.0, 0.9),
-    Parameter('recover_ticks', 3, 'Ticks in a row without a fault before the policy takes command '
-              'again, once a fault took it away.', 1, 1000),
-    Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; only "
-              'for a simulation that is itself so much faster than real time: rate limits are per '
-              'simulated second.', 0.1, 20.0),
-    Parameter('diagnostics_period_s', 1.0, 'Time between two diagnostics [s].', 0.1, 60.0),
-)
+# Two threads share the interpreter; neither keeps it from the other for longer [s].
+_SWITCH_S = 0.0005
 
 
-class PolicyNode(Node):
-    """Connect a policy's terms to topics and tick."""
+class PolicyNode(ManagedNode):
+    """Connect a policy's terms to topics and tick while active."""
 
     def __init__(self, stop: threading.Event):
-        """Load the policy and connect its topics.
+        """Declare parameters, offer the services, and start if ``autostart`` says so.
 
         :param stop: ends :meth:`loop`.
-        :raises SpecError: if a parameter, the model file or a message type is wrong.
+        :raises SpecError: if a parameter is wrong, or it cannot start by itself.
         """
         super().__init__('policy_node')
         self.settings = declare_parameters(self, PARAMETERS)
-        path = self.settings['model'] or share_path('models', 'fetch_reach.onnx')
-        self.model_path = str(path)
-        self.policy = OnnxPolicy(path)
-        options = ('mode', 'seed', 'recover_ticks', 'rate_factor')
+        self._stop, self._activated = stop, threading.Event()
+        self.control = self.control_loop = self.topics = self.loader = self.recorder = None
+        self.clock, self.realtime = SteadyClock(), ''
+        self._wanted_model, self._told = self.settings['model'], None
+        self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
+        self._status = PolicyStatus(self)
+        self._take_models()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self.settings['diagnostics_period_s'], self._report_if_silent,
+                          clock=steady)
+        self.create_timer(0.05, self._watch, clock=steady)
+        if self.settings['autostart']:
+            self.start()
+
+    def _take_models(self):
+        self.add_post_set_parameters_callback(lambda parameters: [
+            self._want(p.value) for p in parameters if p.name == 'model'])
+        if self.settings['model_topic']:
+            self.create_subscription(
+                String, self.settings['model_topic'], lambda message: self._want(message.data),
+                QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+
+    def _want(self, path):
+        self._wanted_model = path
+        if self.loader is not None:
+            self.loader.request(self._model_path())
+
+    def _model_path(self):
+        return str(self._wanted_model or share_path('models', 'fetch_reach.onnx'))
+
+    def configure(self) -> None:
+        """Load and check the model, and connect its topics."""
+        try:
+            self._connect(self._model_path(), self.settings)
+        except Exception:
+            self.cleanup()
+            raise
+
+    def _connect(self, path, settings):
+        policy = OnnxPolicy(path)
+        self._choose_clock()
+        self.topics = PolicyTopics(self, policy.spec, lambda: InputGuard(
+            settings['future_tolerance_s'], settings['zero_stamp']))
+        names = ('mode', 'seed', 'recover_ticks', 'rate_factor', 'blend_s')
         self.control = PolicyControl(
-            self.policy, **{name: self.settings[name] for name in options})
-        self._connect(self.policy.spec)
-        self._stop = stop
-        self._pacer = Pacer(
-            self.policy.spec.control_dt / self.settings['rate_factor'], stop)
-        self._phase = PhaseLock(
-            self._pacer, self.settings['tick_phase'], self.control.observation.clock_s)
-        self._tick_time, self._latency = LatencyStatistics(), LatencyStatistics()
-        self._diagnostics = Diagnostics(self, 'control', self.policy.spec.robot)
-        self._state, self._faults = 'waiting', ()
-        self._reported_s, self._reported_ticks = time.monotonic(), 0
-        self._num_repeated = 0
-        self._start_watchdog()
+            policy, **{name: settings[name] for name in names}, send=self.topics.send,
+            now=self.clock.now)
+        self.control.close(repeats=0)
+        if self.estop.why:
+            self.control.stop(self._estop_fault())
+        self.topics.listen(self.control.observation, self.clock, self._notice_arrival)
+        self.loader = ModelLoader(policy, path, settings['watch_model'],
+                                  self.control.offer, self._on_model)
+        if settings['record_folder']:
+            self.recorder = FlightRecorder(
+                settings['record_folder'], policy.spec, policy.content_hash,
+                max_bytes=settings['record_mb'] * 10**6, model_path=path)
         self.get_logger().info(
-            f'{self.policy.spec.task} from {self.model_path} '
-            f'({self.policy.content_hash[:12]}) at {1 / self._pacer.period_s:g} Hz; waiting for '
+            f'{policy.spec.task} from {path} ({policy.content_hash[:12]}), at '
+            f'{policy.spec.control_rate_hz * settings["rate_factor"]:g} Hz; reads '
             f'{", ".join(self.control.observation.topics)}')
 
-    def _connect(self, spec):
-        for term in spec.observation:
-            check_fields(term.fields, message_class(term.type)(),
-                         f'observation term {term.name}')
-        # The watchdog has messages of its own: it writes while the control thread may.
-        self._writer, self._watchdog_writer = (
-            MessageWriter(spec.action, lambda name: message_class(name)()) for _ in range(2))
-        self._command_publishers = {
-            term.topic: self.create_publisher(
-                message_class(term.type), term.topic, NEWEST_RELIABLE)
-            for term in spec.action}
-        for topic, type_name in self.control.observation.topics.items():
-            self.create_subscription(message_class(type_name), topic,
-                                     partial(self._receive, topic), NEWEST_BEST_EFFORT)
+    def _choose_clock(self):
+        if self.get_parameter('use_sim_time').value:
+            if self.settings['rate_factor'] != 1.0:
+                raise SpecError('rate_factor must be 1 with use_sim_time, whose clock has a rate '
+                                f'of its own, got {self.settings["rate_factor"]:g}')
+            self.clock = SimulatedClock(self, self._on_clock_set)
+        else:
+            self.clock = SteadyClock()
 
-    def _receive(self, topic, message):
-        received_s = time.monotonic()
-        stamp_s = None
-        header = getattr(message, 'header', None)
-        if header is not None and (header.stamp.sec or header.stamp.nanosec):
-            # Stamps are in the node's clock; carry the age over to the steady clock.
-            stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec
-            age_ns = self.get_clock().now().nanoseconds - stamp_ns
-            stamp_s = received_s - age_ns * 1e-9
-        self.control.observation.update(topic, message, received_s, stamp_s)
-        self._phase.arrived.set()
+    def _on_clock_set(self):
+        self._log('WARN', 'simulated time was set: nothing received before counts')
+        if self.control is not None:
+            self.topics.forget()
+            self.control.observation.forget()
+            self.control.interrupt()
+
+    def activate(self) -> None:
+        """Begin to tick: the safe command, until every term is fresh."""
+        quiet_garbage_collector()
+        spec, settings = self.control.policy.spec, self.settings
+        self.control_loop = ControlLoop(
+            self.control, spec.control_dt / settings['rate_factor'], settings['tick_phase'],
+            self._stop, self.clock)
+        self._told = None
+        self.control.open()
+        self._activated.set()
+
+    def deactivate(self) -> None:
+        """Send the safe command, and no other any more."""
+        self._activated.clear()
+        self._end_commands()
+        self.control_loop = None
+
+    def _end_commands(self):
+        control, topics = self.control, self.topics
+        if topics is not None:
+            control.close(_NUM_LAST_COMMANDS, _LAST_COMMANDS_GAP_S)
+            topics.flush()
+
+    def cleanup(self) -> None:
+        """Leave the topics and forget the model."""
+        for part in (self.loader, self.topics, self.clock, self.recorder):
+            if part is not None:
+                part.close()
+        self.control = self.topics = self.loader = self.recorder = None
+        self.clock = SteadyClock()
+
+    def shutdown(self) -> None:
+        """Send the safe command if active, and leave the topics."""
+        self.deactivate()
+        self.cleanup()
+
+    def _estop_fault(self):
+        return Fault('estop', 'latched', f'{self.estop.why}; to go on, call reset_estop, then '
+                                         'activate')
+
+    def _on_estop(self, why):
+        is_new = self.control is None or self.control.stopped is None
+        if self.control is not None:
+            self.control.stop(self._estop_fault())
+        if is_new:
+            sent = 'safe command' if self.control is not None else 'not configured: nothing sent'
+            self._log('ERROR', f'emergency stop {why}: {sent}')
+            self.report()
+
+    def _log(self, level, text):
+        # rclpy raises where one line of code logs with two severities.
+        if level == 'INFO':
+            self.get_logger().info(text)
+        elif level == 'WARN':
+            self.get_logger().warning(text)
+        else:
+            self.get_logger().error(text)
+        if self.recorder is not None:
+            self.recorder.event(level, text)
+
+    def _on_lift(self):
+        """Lift the stop; a reset alone must not make a robot move again."""
+        if self.control_loop is not None:
+            self.trigger_deactivate()
+        if self.control is not None:
+            self.control.lift()
+        self.report()
+        return f'lifted; {self.lifecycle}: the policy commands again once activated'
+
+    def _on_model(self, is_accepted, line):
+        if is_accepted:
+            self._log('INFO', f'exchanged the policy: {line}')
+        else:
+            self._log('ERROR', f'the running policy stays: {line}')
+        self.report()
+
+    def _notice_arrival(self):
+        if self.control_loop is not None:
+            self.control_loop.notice_arrival()
 
     def loop(self) -> None:
-        """Tick until stopped, then send the safe command a few last times."""
-        quiet_garbage_collector()
-        self._ticked_s = time.monotonic()
+        """Tick whenever active, until stopped; then send the safe command a few last times."""
+        self.realtime = prepare_thread(
+            self.settings['cpu'], self.settings['realtime_priority'])
+        if self.realtime:
+            self.get_logger().warning(self.realtime)
+        sys.setswitchinterval(_SWITCH_S)
         try:
-            while self._phase.wait():
-                self._tick()
-                if time.monotonic() - self._reported_s >= self.settings['diagnostics_period_s']:
-                    self._report()
-                    collect_garbage()
+            while not self._stop.is_set():
+                self._activated.wait(0.1)
+                self._drive(self.control_loop)
         finally:
-            self._ticked_s = float('inf')
-            for _ in range(_NUM_LAST_COMMANDS):
-                self._publish(self.control.limiter.safe())
-                time.sleep(_LAST_COMMANDS_GAP_S)
-            self._state, self._faults = 'stopped', ()
-            self._report()
-            flush(self._command_publishers.values())
+            self._end_commands()
+            if self.control_loop is not None:
+                self._status.publish('stopped')
+            if self.recorder is not None:
+                self.recorder.close()
 
-    def _tick(self):
-        arrival_s, started_s = self.control.observation.clock_s(), time.monotonic()
-        step = self.control.tick(started_s)
-        self._publish(step.command)
-        done_s = time.monotonic()
-        self._tick_time.add(done_s - started_s)
-        if step.is_driven:
-            self._latency.add(done_s - self.control.observation.newest_s)
-        self._keep_phase(arrival_s, step.is_driven)
-        self._update_state(step)
-        self._ticked_s = time.monotonic()
+    def _drive(self, loop):
+        policy = None
+        while loop is not None and loop is self.control_loop and loop.wait():
+            step = loop.tick()
+            recorder = self.recorder
+            if recorder is not None:
+                if policy is not loop.control.policy:
+                    policy = loop.control.policy
+                    recorder.use_model(policy.content_hash, policy.path)
+                loop.record(step, recorder)
+            self._tell_changes(loop)
+            if time.monotonic() - self._status.published_s >= \
+                    self.settings['diagnostics_period_s']:
+                self.report()
+                collect_garbage()
 
-    def _start_watchdog(self):
-        self._ticked_s, self._num_stalls, self._is_stalled = float('inf'), 0, False
-        self._stall_s = max(_STALL_PERIODS * self._pacer.period_s, _LEAST_STALL_S)
-        self.create_timer(0.5 * self._stall_s, self._watch,
-                          clock=Clock(clock_type=ClockType.STEADY_TIME))
+    def _tell_changes(self, loop):
+        """Log and report each change once, not each tick."""
+        faults = {(fault.term, fault.kind) for fault in loop.faults} if loop.faults else None
+        if (loop.state, faults) == self._told:
+            return
+        self._told = loop.state, faults
+        if loop.state == 'running':
+            self.get_logger().info('all observations are fresh: the policy has command')
+        elif loop.state == 'safe':
+            self.get_logger().error(f'safe command: {_join(loop.faults)}')
+            if any(fault.kind == 'exception' for fault in loop.faults):
+                self.get_logger().error(loop.control.last_error)
+        self.report()
 
     def _watch(self):
         """Send the safe command while the control thread is stuck; runs in the executor's."""
-        silence_s = time.monotonic() - self._ticked_s
-        was_stalled, self._is_stalled = self._is_stalled, silence_s > self._stall_s
-        if not self._is_stalled:
-            return
-        self._publish(self.control.interrupt(), self._watchdog_writer)
-        if not was_stalled:
-            self._num_stalls += 1
-            message = f'stalled: no tick for {silence_s:.3f} s; safe command'
-            self.get_logger().error(message)
-            self._report(message)
+        loop = self.control_loop
+        stalled = loop.watch() if loop is not None else ''
+        if stalled:
+            self._log('ERROR', stalled)
+            self._status.publish('stalled', stalled.partition(': ')[2])
 
-    def _publish(self, command, writer=None):
-        stamp = self.get_clock().now().to_msg()
-        for topic, message in (writer or self._writer).write(command, stamp):
-            self._command_publishers[topic].publish(message)
+    def _report_if_silent(self):
+        silence_s = time.monotonic() - self._status.published_s
+        if self.control_loop is None:
+            self.report()
+            collect_garbage()
+        elif silence_s > 2.0 * self.settings['diagnostics_period_s']:
+            self._status.publish('waiting', 'no ticks; does /clock stand still?'
+                                 if isinstance(self.clock, SimulatedClock) else 'no ticks')
 
-    def _keep_phase(self, arrival_s, is_driven):
-        if not is_driven:
-            self._phase.lose()
-        elif self._state == 'running':
-            self._num_repeated += not self._phase.track(arrival_s)
+    def report(self) -> None:
+        """Publish diagnostics and status as things are now."""
+        loop = self.control_loop
+        if loop is not None:
+            self._status.publish(loop.state, _join(loop.faults))
+        elif self.failure:
+            self._status.publish('failed', self.failure)
         else:
-            self._phase.restart()
-
-    def _update_state(self, step):
-        """Log and report each change once, not each tick."""
-        faults = step.faults
-        broken = any(fault.kind == 'exception' for fault in faults)
-        waiting = self._state == 'waiting' and not broken
-        state = 'running' if step.is_driven else 'recovering' if not faults else \
-            'waiting' if waiting else 'safe'
-        kinds = {(fault.term, fault.kind) for fault in faults}
-        if state == self._state and kinds == {(f.term, f.kind) for f in self._faults}:
-            self._faults = faults
-            return
-        self._state, self._faults = state, faults
-        if state == 'running':
-            self.get_logger().info('all observations are fresh: the policy has command')
-        elif state == 'safe':
-            self.get_logger().error(f'safe command: {_join(faults)}')
-            if broken:
-                self.get_logger().error(self.control.last_error)
-        self._report()
-
-    def _report(self, stalled=''):
-        now_s = time.monotonic()
-        num_ticks, limiter = self.control.num_ticks, self.control.limiter
-        rate = (num_ticks - self._reported_ticks) / max(now_s - self._reported_s, 1e-6)
-        self._reported_s, self._reported_ticks = now_s, num_ticks
-        state = 'stalled' if stalled else self._state
-        level = {'running': 'OK', 'safe': 'ERROR', 'stalled': 'ERROR'}.get(state, 'WARN')
-        message = stalled or (f'{state}: {_join(self._faults)}' if self._faults else state)
-        self._diagnostics.publish(level, message, {
-            'state': state, 'task': self.policy.spec.task,
-            'mode': self.settings['mode'], 'model': self.model_path,
-            'content_hash': self.policy.content_hash,
-            'control_rate_hz': 1.0 / self._pacer.period_s, 'achieved_rate_hz': rate,
-            'ticks': num_ticks, 'safe_ticks': self.control.num_safe,
-            'deadline_misses': self._pacer.num_missed, 'stalls': self._num_stalls,
-            'repeated_states': self._num_repeated,
-            'tick_us': self._tick_time.summary_us(),
-            'state_to_command_us': self._latency.summary_us(),
-            'age_s': {term: 'never received' if age is None else age
-                      for term, age in self.control.observation.ages_s(now_s).items()},
-            'clipped': dict(zip(limiter.element_names, limiter.num_clipped.tolist())),
-            'rate_limited': dict(zip(limiter.element_names, limiter.num_rate_limited.tolist())),
-            'not_finite_actions': limiter.num_not_finite,
-            'fault': {fault.term: f'{fault.kind}, {fault.detail}' for fault in self._faults}})
+            self._status.publish(self.lifecycle, 'estop latched' * bool(self.estop.why))
 
 
 def _join(faults):

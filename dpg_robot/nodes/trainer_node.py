@@ -62,6 +62,8 @@ PARAMETERS = (
               read_only=False),
     Parameter('export_episodes', 100, 'Episodes to evaluate for the record in the policy file.',
               0, 100000, read_only=False),
+    Parameter('export_every_steps', 0, 'Export each time that so many environment steps are done, '
+              'for a policy_node that follows; 0 for never.', 0, 2**31 - 1, read_only=False),
     Parameter('export_when_done', True, 'Export when the training is finished.',
               read_only=False),
 )
@@ -149,6 +151,9 @@ class TrainerNode(Node):
 
     def _between_updates(self):
         """Do what services asked for; parameters and optimiser are whole now."""
+        every = self.get_parameter('export_every_steps').value
+        if every and self._trainer.env_steps >= self._exported_at + every:
+            self._try(self._export)
         while not (self._halt.is_set() or self._stop.is_set()):
             if not self._serve(timeout_s=0.0):
                 return False
@@ -195,7 +200,7 @@ class TrainerNode(Node):
             self._state = 'finished'
             return
         self._halt.clear()
-        self._trainer, self._state = trainer, 'training'
+        self._trainer, self._state, self._exported_at = trainer, 'training', trainer.env_steps
 
     def _begin(self, resume):
         if self._state == 'training':
@@ -219,6 +224,7 @@ class TrainerNode(Node):
         if self._trainer is None:
             export_run(self.run_dir, path, episodes)
         else:
+            self._exported_at = self._trainer.env_steps
             export_trainer(self._trainer, self._config, path, episodes)
         self._model = {'path': str(path), 'content_hash': read_sealed(path)[1]}
         self._model_publisher.publish(String(data=str(path)))

@@ -31,7 +31,8 @@ _NUM_WARM_UP = 20
 class OnnxPolicy:
     """A sealed model file: physical observations (and ``eps``) in, physical actions out.
 
-    ``spec`` is the contract stored in the file and ``content_hash`` its hash.
+    ``spec`` is the contract stored in the file, ``content_hash`` its hash and ``path`` where it
+    was.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -39,6 +40,7 @@ class OnnxPolicy:
 
         :raises SpecError: if the file cannot be read, was changed, or breaks its spec.
         """
+        self.path = path
         # The hash is checked before the runtime parses a byte.
         data, self.content_hash = read_sealed(path)
         self._session = _make_session(data, path)

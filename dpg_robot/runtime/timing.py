@@ -29,28 +29,54 @@ _SLEEP_S = 0.002
 _GRACE = 0.25
 
 
+class SteadyClock:
+    """Real time that no one sets; what a robot's loop runs on.
+
+    ``num_jumps`` counts how often the clock was set.
+    """
+
+    num_jumps = 0
+
+    def now(self) -> float:
+        """Return the time [s]."""
+        return time.monotonic()
+
+    def sleep_until(self, time_s: float, stop: threading.Event) -> bool:
+        """Sleep until a time, or until ``stop`` is set; return False if it was."""
+        return sleep_until(time_s, stop)
+
+    def wait(self, event: threading.Event, until_s: float) -> bool:
+        """Wait for an event, but no longer than until a time; return whether it was set."""
+        return event.wait(max(0.0, until_s - self.now()))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 class Pacer:
     """Wake at deadlines that lie a fixed period apart.
 
     A period that the work overran is skipped, never made up for: two ticks in quick succession
     would give the robot two commands for one state. ``num_missed`` counts skipped deadlines, and
-    ``deadline_s`` is the last one waited for, on the clock of ``time.monotonic``.
+    ``deadline_s`` is the last one waited for, on the clock.
     """
 
-    def __init__(self, period_s: float, stop: threading.Event):
+    def __init__(self, period_s: float, stop: threading.Event, clock: SteadyClock | None = None):
         """Start a grid now.
 
         :param stop: ends every wait.
+        :param clock: tells the time and sleeps; the steady clock if not given.
         """
         self.period_s = period_s
         self.num_missed = 0
-        self.deadline_s = time.monotonic()
+        self.clock = clock or SteadyClock()
+        self.deadline_s = self.clock.now()
         self._stop = stop
 
     def restart(self, first_s: float) -> None:
         """Begin a new grid of deadlines.
 
-        :param first_s: its first deadline, on the clock of ``time.monotonic``.
+        :param first_s: its first deadline, on the clock.
         """
         self.deadline_s = first_s - self.period_s
 
@@ -60,7 +86,7 @@ class Pacer:
         :return: False if ``stop`` was set.
         """
         self.deadline_s += self.period_s
-        late = time.monotonic() - self.deadline_s
+        late = self.clock.now() - self.deadline_s
         if late > 0:
             skipped = int(late / self.period_s) + 1
             self.num_missed += skipped
@@ -68,8 +94,8 @@ class Pacer:
         return self.sleep_until(self.deadline_s)
 
     def sleep_until(self, time_s: float) -> bool:
-        """Sleep until a time of ``time.monotonic``; return False if ``stop`` was set."""
-        return sleep_until(time_s, self._stop)
+        """Sleep until a time of the clock; return False if ``stop`` was set."""
+        return self.clock.sleep_until(time_s, self._stop)
 
 
 class PhaseLock:
@@ -91,7 +117,7 @@ class PhaseLock:
 
         :param phase: wanted delay from arrival to tick, as a part of the period, in [0, 1).
         :param arrival: returns since when all parts of the newest state have been there [s of
-            ``time.monotonic``]. A state is new if this is later than the last tick.
+            the pacer's clock]. A state is new if this is later than the last tick.
         """
         self.arrived = threading.Event()
         self._pacer, self._arrival = pacer, arrival
@@ -99,6 +125,7 @@ class PhaseLock:
         self._window = window
         self._is_locked, self._follows, self._late_s = False, True, 0.0
         self._tick_s = self._last_tick_s = float('-inf')
+        self._num_jumps = pacer.clock.num_jumps
         self._clear()
 
     def _clear(self):
@@ -112,18 +139,20 @@ class PhaseLock:
         """
         is_running = self._pacer.wait()
         self._late_s = 0.0
-        if is_running and self._is_locked and self._follows:
+        if is_running and self._is_locked and self._follows and not self._clock_was_set():
             is_running = self._wait_for_state(self._pacer.deadline_s + self._grace_s)
-        self._last_tick_s, self._tick_s = self._tick_s, time.monotonic()
+        if self._clock_was_set():
+            self._begin_anew()
+        self._last_tick_s, self._tick_s = self._tick_s, self._pacer.clock.now()
         return is_running
 
     def _wait_for_state(self, last_s):
-        while self._arrival() <= self._tick_s:
+        while self._arrival() <= self._tick_s and not self._clock_was_set():
             self._late_s = self._grace_s
             self.arrived.clear()
             # Look again: it may have arrived just before the event was cleared.
             if self._arrival() <= self._tick_s and \
-                    not self.arrived.wait(max(0.0, last_s - time.monotonic())):
+                    not self._pacer.clock.wait(self.arrived, last_s):
                 return True
         tick_s = min(self._arrival() + self._delay_s, last_s)
         if self._late_s:
@@ -139,6 +168,15 @@ class PhaseLock:
     def lose(self) -> None:
         """Wait for no state from now on, until the next restart."""
         self._is_locked = False
+
+    def _clock_was_set(self):
+        return self._pacer.clock.num_jumps != self._num_jumps
+
+    def _begin_anew(self):
+        self._num_jumps = self._pacer.clock.num_jumps
+        self._is_locked = False
+        self._tick_s = self._last_tick_s = float('-inf')
+        self._pacer.restart(self._pacer.clock.now() + self._pacer.period_s)
 
     def track(self, used_s: float) -> bool:
         """Take note of the arrival time of the state that the last tick used.

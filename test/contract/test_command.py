@@ -107,3 +107,84 @@ def test_limits_and_rates_hold_whatever_the_policy_says(actions):
         assert (np.abs(command) <= 2.0).all()
         assert abs(command[0] - last[0]) <= 1.0 + 1e-12
         last = command
+
+
+def braking(acceleration=(100.0, None), **changes):
+    """Return a limiter of 50 Hz whose first element has rate 50 / s, and its control period."""
+    return CommandLimiter(with_action(
+        joint_spec(), acceleration_limit=acceleration, **changes)), 0.02
+
+
+def test_the_rate_grows_and_falls_by_the_acceleration():
+    limiter, dt = braking()  # 2 / s in a period: steps of 0.04, 0.08, ...
+    first = [limiter.limit(np.array([2.0, 2.0]), dt)[0] for _ in range(3)]
+    assert first == pytest.approx([0.04, 0.12, 0.24])
+    while limiter.last[0] < 2.0 - 1e-9:
+        before = limiter.last[0]
+        limiter.limit(np.array([2.0, 2.0]), dt)
+        assert limiter.last[0] > before
+    assert limiter.last[0] == pytest.approx(2.0)
+    assert limiter.limit(np.array([2.0, 2.0]), dt).tolist() == [2.0, 2.0]
+    assert limiter.num_rate_limited[1] == 0
+
+
+def test_a_sudden_turn_is_braked_not_jumped():
+    limiter, dt = braking(rate_limit=(None, None))
+    for _ in range(5):
+        limiter.limit(np.array([2.0, 0.0]), dt)
+    rates, last = [], limiter.last[0]
+    for _ in range(12):
+        rates.append((limiter.limit(np.array([-2.0, 0.0]), dt)[0] - last) / dt)
+        last = limiter.last[0]
+    assert rates[0] > 0 > rates[-1]
+    assert np.diff(rates) == pytest.approx(-2.0)
+
+
+def test_after_the_safe_command_it_starts_from_rest():
+    limiter, dt = braking()
+    for _ in range(5):
+        limiter.limit(np.array([2.0, 0.0]), dt)
+    limiter.safe()
+    assert limiter.limit(np.array([2.0, 0.0]), dt)[0] == pytest.approx(0.04)
+
+
+def test_a_held_element_has_nothing_to_accelerate_from():
+    limiter, dt = braking(safe=(None, 0.0))
+    assert limiter.limit(np.array([1.5, 0.0]), dt)[0] == 1.5
+    assert limiter.limit(np.array([-1.5, 0.0]), dt)[0] == pytest.approx(1.46)
+    limiter.forget()
+    assert np.isnan(limiter.last[0])
+
+
+@pytest.mark.parametrize('elapsed_s', [0.0, -5.0])
+def test_no_time_is_no_step(elapsed_s):
+    limiter, dt = braking()
+    limiter.limit(np.array([2.0, 0.0]), dt)
+    before = limiter.last[0]
+    assert limiter.limit(np.array([2.0, 0.0]), elapsed_s)[0] == before
+
+
+@given(strategies.data())
+def test_whatever_the_policy_says_limit_rate_and_acceleration_hold(data):
+    rate = data.draw(strategies.sampled_from([None, 3.0, 40.0]))
+    acceleration = data.draw(strategies.sampled_from([1.0, 30.0, 800.0]))
+    limiter, dt = braking((acceleration, None), rate_limit=(rate, None))
+    last, velocity = 0.0, 0.0
+    for _ in range(data.draw(strategies.integers(5, 60))):
+        target = data.draw(strategies.sampled_from([-9.0, -2.0, 0.01, 1.9, 2.0, 5.0]))
+        elapsed = data.draw(strategies.sampled_from([dt, dt, 0.3 * dt, 5.0]))
+        now = float(limiter.limit(np.array([target, 0.0]), elapsed)[0])
+        assert -2.0 <= now <= 2.0
+        new = (now - last) / min(elapsed, dt)
+        assert rate is None or abs(new) <= rate * (1 + 1e-9)
+        assert abs(new - velocity) <= acceleration * dt + 1e-7
+        last, velocity = now, new
+
+
+def test_a_blend_goes_from_the_start_to_the_clipped_action():
+    limiter = CommandLimiter(pose_spec())
+    start = np.array([-0.5, 0.1, np.nan])
+    got = limiter.limit(np.array([9.0, 0.1, 0.3]), start=start, weight=0.25)
+    assert got == pytest.approx([-0.25, 0.1, 0.3])
+    assert limiter.num_clipped.tolist() == [1, 0, 0]
+    assert limiter.limit(np.array([9.0, 0.1, 0.3]), start=start).tolist() == [0.5, 0.1, 0.3]

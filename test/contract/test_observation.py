@@ -131,3 +131,45 @@ def test_it_recovers_when_the_messages_do():
 
 def test_a_fault_is_one_line():
     assert str(Fault('goal', 'stale', 'old')) == 'goal: stale, old'
+
+
+def test_a_refusal_explains_the_fault_it_leads_to():
+    assembler = ObservationAssembler(joint_spec())
+    assembler.refuse('joint_states', 'future, its stamp is 2 s ahead')
+    _, faults = assembler.assemble(0.0)
+    assert faults[0].detail.endswith('yet; the last message was refused: future, its stamp is 2 s '
+                                     'ahead')
+    assembler.update('joint_states', joints(), 1.0)
+    assert assembler.assemble(1.0)[1] == ()
+    _, faults = assembler.assemble(2.0)
+    assert 'refused' not in faults[0].detail
+
+
+def test_a_doubted_topic_is_a_fault_until_then():
+    assembler = ObservationAssembler(joint_spec())
+    assembler.update('joint_states', joints(), 1.0)
+    assembler.doubt('joint_states', 'two send', 1.05)
+    _, faults = assembler.assemble(1.04)
+    assert [str(fault) for fault in faults] == [
+        f'{term}: publishers, joint_states: two send' for term in ('position', 'velocity')]
+    assert assembler.assemble(1.05)[1] == ()
+
+
+def test_until_when_it_is_valid():
+    assembler = ObservationAssembler(pose_spec())
+    assembler.update('goal/pose', pose(4.0, 5.0, 6.0), 9.5)
+    assembler.update('hand/pose', pose(1.0, 2.0, 3.0), 9.98)
+    assembler.assemble(10.0)
+    assert assembler.valid_until_s == pytest.approx(10.08)  # the hand may be 0.1 s old
+    assembler.assemble(10.05)
+    assembler.update('goal/pose', pose(4.0, 5.0, 6.0), 9.06)
+    assembler.assemble(10.05)
+    assert assembler.valid_until_s == pytest.approx(10.06)
+
+
+def test_what_is_forgotten_was_never_received():
+    assembler = ObservationAssembler(joint_spec())
+    assembler.update('joint_states', joints(), 1.0)
+    assembler.forget()
+    assert {fault.kind for fault in assembler.assemble(1.0)[1]} == {'never received'}
+    assert assembler.clock_s() == float('-inf')

@@ -112,9 +112,23 @@ def test_commands_come_at_the_rate_of_the_spec(ros, running):
         p50, p99, largest = (float(told[f'{name}.{key}']) for key in ('p50', 'p99', 'max'))
         assert 0.0 < p50 <= p99 <= largest
     assert float(told['state_to_command_us.p50']) < 1e6 * MAX_AGE_S
-    assert 0.0 <= float(told['age_s.position']) < MAX_AGE_S
     assert int(told['ticks']) > int(told['safe_ticks'])
+    assert told['lifecycle'] == 'active'
+    inputs = values(ros.status('policy_node: inputs'))
+    assert 0.0 <= float(inputs['age_s.position']) < MAX_AGE_S
+    assert int(inputs['received.joint_states']) > 90
+    assert inputs['publishers.joint_states'] == '/test_harness'
+    told = values(ros.status('policy_node: model'))
     assert (told['task'], told['mode'], len(told['content_hash'])) == ('hold', 'deterministic', 64)
+
+
+def test_its_status_is_kept_for_whoever_comes_later(ros, running):
+    statuses = ros.listen(DiagnosticStatus, 'policy_node/status', transient=True)
+    ros.wait(lambda: statuses)
+    told = values(statuses[0][1])
+    assert {'state', 'lifecycle', 'tick_us.p99', 'age_s.velocity', 'content_hash', 'mode',
+            'clipped.torque.elbow', 'estop'} <= told.keys()
+    assert (statuses[0][1].name, told['estop']) == (STATUS, 'not latched')
 
 
 def test_a_pause_of_the_process_is_counted_not_made_up_for(ros, running, arm):
@@ -287,6 +301,33 @@ def test_a_stuck_policy_gives_the_safe_command(ros, model):
     assert ros.stop(process) == 0
 
 
+def test_every_tick_is_recorded_if_asked(ros, model):
+    feeder = Feeder(ros, '/cell6/joint_states')
+    folder = ros.folder / 'flight'
+    process = ros.start('policy_node', ['-r', '__ns:=/cell6'], model=model, record_folder=folder,
+                        diagnostics_period_s=0.2)
+    status = ros.status('cell6/policy_node: recorder', lambda s: int(
+        values(s)['recorder.ticks']) > 20)
+    assert (status.level, values(status)['recorder.dropped']) == (DiagnosticStatus.OK, '0')
+    assert ros.stop(process) == 0
+    feeder.close()
+    assert list(folder.iterdir())
+
+
+def test_commands_blend_in(ros, model):
+    commands = ros.listen(Float64MultiArray, '/cell7/effort/commands')
+    feeder = Feeder(ros, '/cell7/joint_states')
+    process = ros.start('policy_node', ['-r', '__ns:=/cell7'], model=model, blend_s=0.5)
+    ros.wait(lambda: commands and newest(commands) == EXPECTED)
+    feeder.close()
+    assert ros.stop(process) == 0
+    sent = np.array([list(message.data) for _, message in commands])
+    first = next(i for i, command in enumerate(sent) if command.any())
+    rise = sent[first:next(i for i, command in enumerate(sent) if (command == EXPECTED).all()), 1]
+    assert rise[0] == pytest.approx(PERIOD_S / 0.5)
+    assert len(rise) > 5 and (np.diff(rise) > 0).all()
+
+
 def test_hangup_is_ignored_where_nohup_says_so(ros, model):
     commands = ros.listen(Float64MultiArray, '/cell4/effort/commands')
     process = ros.start(
@@ -325,7 +366,7 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
         # The same pose twice would give zero, if the noise were not sampled.
         return commands[-1][1].twist.linear.x != 0.0
     ros.wait(is_driven)
-    told = values(ros.status(f'cell2/{STATUS}'))
+    told = values(ros.status('cell2/policy_node: model'))
     assert (told['task'], told['mode']) == ('reach', 'sampled')
     assert ros.stop(process) == 0
 

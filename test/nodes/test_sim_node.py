@@ -160,7 +160,8 @@ def test_episodes_over_topics_are_those_in_process(ros, model):
         names = ['-r', f'__ns:=/pair{attempt}']
         robot = ros.start('sim_node', names, seed=11, episodes=2, actuator_noise=0.3,
                           diagnostics_period_s=0.2)
-        brain = ros.start('policy_node', names, model=model, diagnostics_period_s=0.2)
+        brain = ros.start('policy_node', names, model=model, diagnostics_period_s=0.2,
+                          blend_s=0.0)
         name = f'pair{attempt}/{STATUS}'
         status = ros.status(name, lambda s: values(s)['state'] == 'ended', timeout=30.0)
         late = ros.episodes(f'/pair{attempt}/sim_node/episode')  # joins when all is over

@@ -171,7 +171,8 @@ def test_parameters_are_described(endless):
         assert descriptor.description == entry.description
         assert descriptor.read_only == entry.read_only
     changeable = {entry.name for entry in PARAMETERS if not entry.read_only}
-    assert changeable == {'env_steps', 'export_path', 'export_episodes', 'export_when_done'}
+    assert changeable == {'env_steps', 'export_path', 'export_episodes', 'export_every_steps',
+                          'export_when_done'}
     assert not endless.set('seed', 3).successful
     assert not endless.set('env_steps', -3).successful
 
@@ -187,6 +188,13 @@ def test_export_while_training(ros, endless):
     ros.wait(lambda: endless.models, what='the path of the model')
     assert endless.models[-1][1].data == str(path)
     endless.wait_step(policy.spec.training.env_steps + 20)
+
+
+def test_export_as_it_goes(ros, endless):
+    count = len(endless.models)
+    assert endless.set('export_every_steps', 30).successful
+    ros.wait(lambda: len(endless.models) >= count + 2, 30.0, 'two more models')
+    assert endless.set('export_every_steps', 0).successful
 
 
 def test_stop_resume_and_export_when_stopped(endless):

@@ -14,12 +14,14 @@
 
 """Tests of the control step, free of ROS."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 from policy_files import joint_spec, pose_spec, reach_weights, write_model
 import pytest
 
+from dpg_robot.contract.observation import Fault
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.runtime.control import PolicyControl
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -31,9 +33,10 @@ def pose(x, y, z):
 
 @pytest.fixture
 def make_control(tmp_path):
-    def make(mode='deterministic', seed=0, recover_ticks=1, **options):
+    def make(mode='deterministic', seed=0, recover_ticks=1, control_options=None, **options):
         path = write_model(tmp_path / 'model.onnx', pose_spec(), reach_weights(), **options)
-        control = PolicyControl(OnnxPolicy(path), mode, seed, recover_ticks)
+        control = PolicyControl(OnnxPolicy(path), mode, seed, recover_ticks,
+                                **(control_options or {}))
         control.observation.update('hand/pose', pose(0.0, 0.0, 0.0), 1.0)
         control.observation.update('goal/pose', pose(0.1, -0.2, 3.0), 1.0)
         return control
@@ -147,3 +150,126 @@ def test_sampling_follows_the_seed(make_control):
 def test_an_unknown_mode(make_control):
     with pytest.raises(SpecError, match='mode must be one of deterministic, sampled; got random'):
         make_control('random')
+
+
+@pytest.fixture
+def sender(make_control):
+    """Return a control and the list of all commands that it sent."""
+    def make(**options):
+        sent = []
+        return make_control(control_options={
+            'send': lambda command: sent.append(command.tolist()), **options}), sent
+    return make
+
+
+def drive(control, now_s):
+    """Tick with a state that has just arrived."""
+    control.observation.update('hand/pose', pose(0.0, 0.0, 0.0), now_s)
+    return control.tick(now_s)
+
+
+def test_a_policy_that_takes_command_blends_in(sender):
+    control, sent = sender(blend_s=0.1)  # periods of 0.02 s
+    for i in range(8):
+        drive(control, 1.0 + 0.02 * i) if i != 6 else control.interrupt()
+    np.testing.assert_allclose(
+        [command[0] for command in sent], [0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.0, 0.02],
+        rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(sent[1], [0.04, -0.08, 0.2], rtol=1e-6)  # of the clipped action
+
+
+def test_another_policy_blends_in_from_the_last_command(sender, tmp_path):
+    control, sent = sender(blend_s=0.04)
+    for i in range(3):
+        drive(control, 1.0 + 0.02 * i)
+    control.offer(OnnxPolicy(write_model(tmp_path / 'b.onnx', pose_spec(), -reach_weights())))
+    steps = [drive(control, 1.06 + 0.02 * i) for i in range(3)]
+    assert all(step.is_driven for step in steps)
+    np.testing.assert_allclose([command[0] for command in sent],
+                               [0.05, 0.1, 0.1, 0.0, -0.1, -0.1], rtol=1e-6, atol=1e-9)
+    assert control.num_exchanges == 1
+
+
+def test_a_closed_control_takes_another_policy_at_once(sender, tmp_path):
+    control, sent = sender()
+    control.close(repeats=0)
+    other = OnnxPolicy(write_model(tmp_path / 'b.onnx', pose_spec(), -reach_weights()))
+    control.offer(other)
+    assert control.policy is other and sent == []
+
+
+def test_an_action_that_comes_too_late_is_not_sent(sender):
+    now = [1.0]
+    control, sent = sender(now=lambda: now[0])
+    policy = control.policy
+
+    def slow(observation, eps):
+        now[0] = 1.11  # the hand may be 0.1 s old
+        return policy(observation, eps)
+    slow.spec = policy.spec
+    control.policy = slow
+    step = control.tick(1.0)
+    assert not step.is_driven and sent == [[0.0, 0.0, 0.0]]
+    assert str(step.faults[0]).startswith('control: stale, the action came 0.010 s after')
+    control.policy, now[0] = policy, 1.05
+    assert control.tick(1.05).is_driven
+
+
+def during(control, act):
+    """Make the policy's next thought be interrupted by an act of another thread."""
+    policy = control.policy
+
+    def interrupted(observation, eps):
+        act()
+        control.policy = policy
+        return policy(observation, eps)
+    interrupted.spec = policy.spec
+    control.policy = interrupted
+
+
+def test_a_stop_wins_over_a_tick_that_had_begun_and_stays(sender):
+    control, sent = sender()
+    why = Fault('estop', 'latched', 'by hand')
+    control.tick(1.0)
+    during(control, lambda: control.stop(why))
+    steps = [control.tick(1.01) for _ in range(3)]
+    assert [step.faults for step in steps] == [(why,)] * 3
+    assert sent[1:] == [[0.0, 0.0, 0.0]] * 4
+    control.lift()
+    assert control.tick(1.02).is_driven
+
+
+def test_after_closing_nothing_is_sent_but_a_stop(sender):
+    control, sent = sender()
+    during(control, lambda: control.close(repeats=3))
+    control.tick(1.0)
+    assert sent == [[0.0, 0.0, 0.0]] * 3
+    control.tick(1.01)
+    control.interrupt()
+    control.close(repeats=3)
+    assert len(sent) == 3
+    control.stop(Fault('estop', 'latched', 'by hand'))
+    assert len(sent) == 4
+    control.lift()
+    control.open()
+    assert control.tick(1.02).is_driven and len(sent) == 5
+
+
+def test_what_was_held_before_an_opening_is_not_sent_again(tmp_path):
+    spec = pose_spec(action=(dataclasses.replace(pose_spec().action[0], safe=(None,) * 3),))
+    control = PolicyControl(OnnxPolicy(write_model(tmp_path / 'm.onnx', spec, reach_weights())))
+    for name in ('hand', 'goal'):
+        control.observation.update(f'{name}/pose', pose(0.0, 0.0, 0.0), 1.0)
+    control.tick(1.0)
+    assert not np.isnan(control.tick(2.0).command).any()
+    control.close()
+    control.open()
+    assert np.isnan(control.tick(2.0).command).all()
+
+
+def test_a_step_tells_what_the_policy_read_and_answered(make_control):
+    control = make_control('sampled', 1)
+    step = control.tick(1.01)
+    np.testing.assert_array_equal(step.action, control.policy(step.observation, step.eps))
+    assert np.abs(step.action - step.command).max() > 1.0  # what the limits cut off
+    assert control.tick(1.3)[3:] == (None, None, None)

@@ -1,0 +1,128 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What policy_node tells about itself: ``/diagnostics`` by part, and all of it on ``~/status``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import DurabilityPolicy, QoSProfile
+
+from dpg_robot.nodes.common import Diagnostics
+
+_LEVELS = {'running': 'OK', 'safe': 'ERROR', 'stalled': 'ERROR', 'estop': 'ERROR',
+           'failed': 'ERROR'}
+
+
+class PolicyStatus:
+    """Publish the statuses of a policy node, from either of its threads.
+
+    ``published_s`` is when it last did, on the clock of ``time.monotonic``.
+    """
+
+    def __init__(self, node: Any):
+        """Read everything from a :class:`.policy_node.PolicyNode`."""
+        self._node, self._lock = node, threading.Lock()
+        self._diagnostics = Diagnostics(node, 'control', '')
+        self._publisher = node.create_publisher(DiagnosticStatus, '~/status', QoSProfile(
+            depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+        self._statuses = []
+        self.published_s, self._num_ticks = time.monotonic(), 0
+
+    def publish(self, state: str, why: str = '') -> None:
+        """Publish all parts.
+
+        :param state: of the control, see docs/policy_node.md.
+        :param why: what to say beside the state.
+        """
+        with self._lock:
+            node, self._statuses = self._node, []
+            # The other thread may just be leaving them.
+            control, topics, loader = node.control, node.topics, node.loader
+            if control is not None:
+                self._diagnostics.hardware_id = control.policy.spec.robot
+            self._control(state, why, node.control_loop)
+            if loader is not None:
+                self._inputs(topics, control.observation)
+                self._model(loader, control)
+            self._recorder(node.recorder)
+            self._estop(node.estop)
+            self._diagnostics.send(self._statuses)
+            first = self._statuses[0]
+            self._publisher.publish(DiagnosticStatus(
+                level=first.level, name=first.name, message=first.message,
+                hardware_id=first.hardware_id,
+                values=[value for status in self._statuses for value in status.values]))
+
+    def _add(self, part, level, message, values):
+        self._statuses.append(self._diagnostics.status(part, level, message, values))
+
+    def _control(self, state, why, loop):
+        level, message = _LEVELS.get(state, 'WARN'), f'{state}: {why}' if why else state
+        values = {'state': state, 'lifecycle': self._node.lifecycle}
+        if loop is not None:
+            values |= self._figures(loop)
+        self._add('control', level, message, values)
+
+    def _figures(self, loop):
+        control, limiter, now_s = loop.control, loop.control.limiter, time.monotonic()
+        rate = (control.num_ticks - self._num_ticks) / max(now_s - self.published_s, 1e-6)
+        self.published_s, self._num_ticks = now_s, control.num_ticks
+        return {
+            'control_rate_hz': 1.0 / loop.period_s, 'achieved_rate_hz': rate,
+            'ticks': control.num_ticks, 'safe_ticks': control.num_safe,
+            'deadline_misses': loop.num_missed, 'stalls': loop.num_stalls,
+            'repeated_states': loop.num_repeated,
+            'tick_us': loop.tick_time.summary_us(),
+            'state_to_command_us': loop.latency.summary_us(),
+            'clipped': dict(zip(limiter.element_names, limiter.num_clipped.tolist())),
+            'rate_limited': dict(zip(limiter.element_names, limiter.num_rate_limited.tolist())),
+            'not_finite_actions': limiter.num_not_finite,
+            'realtime': self._node.realtime or 'as asked',
+            'fault': {fault.term: f'{fault.kind}, {fault.detail}' for fault in loop.faults}}
+
+    def _inputs(self, topics, observation):
+        publishers = topics.publishers()
+        crowds = [f'{topic} has {len(names)} publishers: {", ".join(names)}'
+                  for topic, names in publishers.items() if len(names) > 1]
+        ages = observation.ages_s(self._node.clock.now())
+        self._add('inputs', 'WARN' if crowds else 'OK', '; '.join(crowds) or 'no conflict', {
+            'age_s': {term: 'never received' if age is None else age
+                      for term, age in ages.items()},
+            'received': {topic: guard.num_received for topic, guard in topics.guards.items()},
+            'refused': {topic: dict(guard.refused) for topic, guard in topics.guards.items()},
+            'publishers': {topic: ', '.join(names) for topic, names in publishers.items()}})
+
+    def _model(self, loader, control):
+        policy = control.policy
+        level, message = ('WARN', loader.refusal) if loader.refusal else ('OK', policy.spec.task)
+        self._add('model', level, message, {
+            'task': policy.spec.task, 'mode': self._node.settings['mode'], 'model': loader.path,
+            'content_hash': policy.content_hash, 'exchanges': control.num_exchanges,
+            'refused_models': loader.num_refused})
+
+    def _recorder(self, recorder):
+        if recorder is not None:
+            told = recorder.status()
+            self._add('recorder', 'WARN' if told['problem'] else 'OK',
+                      told['problem'] or told['state'], {'recorder': told})
+
+    def _estop(self, estop):
+        self._add('estop', 'ERROR' if estop.why else 'OK',
+                  f'latched {estop.why}' if estop.why else 'not latched',
+                  {'estop': 'latched' if estop.why else 'not latched', 'stops': estop.num_stops})

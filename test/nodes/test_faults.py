@@ -1,0 +1,488 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""A campaign of faults against policy_node, as processes over real topics.
+
+Each test says which command the robot must get and what diagnostics must say. Whatever happens,
+no command may lie outside its limits, and none of the policy's may rest on a stale state.
+"""
+
+from array import array
+import dataclasses
+import signal
+import threading
+import time
+
+from geometry_msgs.msg import PointStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+import numpy as np
+from policy_files import joint_spec, pose_spec, reach_weights, write_model
+import pytest
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from ros_harness import values
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import Trigger
+
+from dpg_robot.contract.spec import ObservationTerm
+
+MAX_AGE_S, GOAL_AGE_S = 0.4, 0.8
+LIMIT = 2.0
+JOINTS = ('shoulder', 'elbow')
+GOOD = {'name': list(JOINTS), 'position': [0.5, 0.25], 'goal': 0.1, 'stamp_s': 0.0}
+# torque = (position of the shoulder + the goal, position of the elbow + 1)
+WEIGHTS, BIAS = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0.0, 1.0])
+DRIVEN, OTHER, SAFE = [0.6, 1.25], [0.6, -0.75], [0.0, 0.0]
+
+
+def arm_spec():
+    spec = joint_spec(control_rate_hz=10.0)
+    return dataclasses.replace(spec, observation=(
+        ObservationTerm('position', 'joint_states', 'sensor_msgs/msg/JointState',
+                        tuple(f'position[{joint}]' for joint in JOINTS), 'rad', MAX_AGE_S,
+                        (-30.0,) * 2, (30.0,) * 2),
+        ObservationTerm('goal', 'goal', 'geometry_msgs/msg/PointStamped', ('point.x',), 'rad',
+                        GOAL_AGE_S)))
+
+
+class Robot:
+    """Publish joint states and a goal at 25 Hz, as told, and keep all commands."""
+
+    def __init__(self, ros, namespace='', now_ns=time.time_ns):
+        self.ros, self.prefix, self.now_ns = ros, namespace, now_ns
+        self.commands = ros.listen(Float64MultiArray, f'{namespace}/effort/commands')
+        self.joints = ros.node.create_publisher(JointState, f'{namespace}/joint_states', 1)
+        self._goals = ros.node.create_publisher(PointStamped, f'{namespace}/goal', 1)
+        self._stop = threading.Event()
+        self.heal()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def heal(self):
+        self.content, self.mute, self.frozen_ns, self.stutters = dict(GOOD), (), None, False
+
+    def joint_state(self, offset_s=0.0):
+        message = JointState(name=self.content['name'])
+        message.position = array('d', self.content['position'])
+        stamp_ns = self.frozen_ns
+        if stamp_ns is None:
+            stamp_ns = self.now_ns() + int((self.content['stamp_s'] + offset_s) * 1e9)
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+        return message
+
+    def _run(self):
+        while not self._stop.wait(0.04):
+            if 'joint_states' not in self.mute:
+                self.joints.publish(self.joint_state())
+                if self.stutters:
+                    self.joints.publish(self.joint_state(-0.05))
+            if 'goal' not in self.mute:
+                goal = PointStamped()
+                goal.point.x = self.content['goal']
+                goal.header.stamp.sec, goal.header.stamp.nanosec = divmod(self.now_ns(), 10**9)
+                self._goals.publish(goal)
+
+    def newest(self):
+        return list(self.commands[-1][1].data) if self.commands else None
+
+    def wait(self, command, timeout=30.0):
+        """Wait for a command, from now on."""
+        count = len(self.commands)
+        self.ros.wait(lambda: len(self.commands) > count
+                      and self.newest() == pytest.approx(command), timeout, f'command {command}')
+
+    def stays(self, command, seconds=0.3):
+        count = len(self.commands)
+        time.sleep(seconds)
+        sent = [list(message.data) for _, message in self.commands[count:]]
+        assert all(values == pytest.approx(command) for values in sent), sent
+
+    def close(self):
+        self._stop.set()
+        self._thread.join()
+
+    def check(self):
+        sent = np.array([list(message.data) for _, message in self.commands])
+        assert np.isfinite(sent).all() and np.abs(sent).max() <= LIMIT
+
+
+@pytest.fixture(scope='module')
+def make_robot(ros):
+    """Return a function that makes a robot; at the end, all that any was told is checked."""
+    robots = []
+
+    def make(*arguments):
+        robots.append(Robot(ros, *arguments))
+        return robots[-1]
+    yield make
+    for robot in robots:
+        robot.close()
+    for robot in robots:
+        robot.check()
+
+
+@pytest.fixture(scope='module')
+def models(tmp_path_factory):
+    """Return files by name: good ones, and each kind of bad one."""
+    folder = tmp_path_factory.mktemp('models')
+    files = {'good': write_model(folder / 'good.onnx', arm_spec(), WEIGHTS, bias=BIAS),
+             'other': write_model(folder / 'other.onnx', arm_spec(), WEIGHTS, bias=-BIAS),
+             'another robot': write_model(folder / 'robot.onnx', pose_spec(), reach_weights())}
+    data = files['other'].read_bytes()
+    wide = dataclasses.replace(arm_spec().action[0], upper=(3.0, 3.0))
+    files['other limits'] = write_model(
+        folder / 'wide.onnx', dataclasses.replace(arm_spec(), action=(wide,)), WEIGHTS)
+    for name, content in (('corrupt', b'\0' * 500), ('truncated', data[:-200]),
+                          ('tampered', data.replace(b'"safe":[0.0', b'"safe":[1.0'))):
+        files[name] = folder / f'{name}.onnx'
+        files[name].write_bytes(content)
+    return files
+
+
+@pytest.fixture(scope='module')
+def arm(ros, models, make_robot):
+    """Return a robot whose policy runs, one process for all faults of its inputs and models."""
+    robot = make_robot()
+    process = ros.start('policy_node', model=models['good'], diagnostics_period_s=0.2,
+                        blend_s=0.0, model_topic='announced')
+    yield robot
+    robot.heal()
+    robot.wait(DRIVEN)
+    assert ros.stop(process, signal.SIGTERM) == 0
+    ros.wait(lambda: robot.newest() == SAFE, what='a last safe command')
+    assert 'Traceback' not in process.log.read_text()
+
+
+@pytest.fixture
+def driven(arm):
+    arm.heal()
+    arm.wait(DRIVEN)
+    yield arm
+    arm.heal()
+
+
+def status_of(ros, part, matches=lambda status: True, namespace=''):
+    return ros.status(f'{namespace}policy_node: {part}', matches, timeout=30.0)
+
+
+UNSAFE = [
+    ('the state is silent', {'mute': ('joint_states',)}, 'position: stale'),
+    ('the goal is silent', {'mute': ('goal',)}, 'goal: stale'),
+    ('an old stamp', {'stamp_s': -1.0}, 'position: stale'),
+    ('a stamp from the future', {'stamp_s': 1.0}, 'refused: future'),
+    ('a missing joint', {'name': ['shoulder', 'wrist']}, 'position: missing, joint_states: joint '
+                                                         'elbow must appear once'),
+    ('a joint twice', {'name': ['elbow', 'elbow']}, 'position: missing'),
+    ('wrong size', {'position': [0.5]}, 'position: size'),
+    ('nothing', {'name': [], 'position': []}, 'position: missing'),
+    ('not a number', {'position': [0.5, float('nan')]}, 'position: not finite'),
+    ('infinity', {'position': [float('-inf'), 0.0]}, 'position: not finite'),
+    ('out of range', {'position': [30.1, 0.0]}, 'position: range'),
+    ('a frozen stamp', {'frozen_ns': 'now'}, 'refused: duplicate'),
+]
+
+
+@pytest.mark.parametrize('change, words', [row[1:] for row in UNSAFE],
+                         ids=[row[0] for row in UNSAFE])
+def test_a_fault_gives_the_safe_command_and_its_name(ros, driven, change, words):
+    if 'frozen_ns' in change:
+        driven.frozen_ns = time.time_ns()
+    elif 'mute' in change:
+        driven.mute = change['mute']
+    else:
+        driven.content.update(change)
+    status = status_of(ros, 'control', lambda status: words in status.message)
+    assert (status.level, values(status)['state']) == (b'\2', 'safe')
+    driven.wait(SAFE)
+    driven.stays(SAFE)
+
+
+HARMLESS = [
+    ('reordered joints', {'name': ['elbow', 'shoulder'], 'position': [0.25, 0.5]}),
+    ('extra joints', {'name': ['wheel', 'elbow', 'shoulder'], 'position': [9.0, 0.25, 0.5]})]
+
+
+@pytest.mark.parametrize('change', [row[1] for row in HARMLESS], ids=[row[0] for row in HARMLESS])
+def test_what_is_no_fault_changes_nothing(ros, driven, change):
+    driven.content.update(change)
+    driven.stays(DRIVEN)
+    assert values(status_of(ros, 'control'))['state'] == 'running'
+
+
+def test_backward_stamps_are_left_out(ros, driven):
+    driven.stutters = True
+    status = status_of(ros, 'inputs', lambda status: int(values(status).get(
+        'refused.joint_states.backward', 0)) > 5)
+    driven.stays(DRIVEN, 0.2)
+    assert values(status_of(ros, 'control'))['state'] == 'running'
+    assert float(values(status)['age_s.position']) < 1.0
+
+
+def test_a_wild_state_gives_commands_within_limits(driven):
+    driven.content['position'] = [20.0, -20.0]
+    driven.wait([LIMIT, -LIMIT])
+
+
+def test_two_publishers_on_one_topic_are_refused(ros, driven):
+    second = ros.node.create_publisher(JointState, 'joint_states', 1)
+    stop = threading.Event()
+
+    def intrude():
+        while not stop.wait(0.03):
+            second.publish(driven.joint_state())
+    thread = threading.Thread(target=intrude, daemon=True)
+    thread.start()
+    status = status_of(ros, 'control', lambda status: 'several publishers' in status.message)
+    assert status.level == b'\2'
+    driven.wait(SAFE)
+    inputs = status_of(ros, 'inputs', lambda s: 'joint_states has 2 publishers' in s.message)
+    assert inputs.level == b'\1'
+    stop.set()
+    thread.join()
+    ros.node.destroy_publisher(second)
+    driven.wait(DRIVEN)
+
+
+def test_a_burst_of_messages_changes_nothing_but_the_load(ros, driven):
+    begin = time.monotonic()
+    for _ in range(10000):
+        driven.joints.publish(driven.joint_state())
+    assert time.monotonic() - begin < 20.0
+    driven.wait(DRIVEN)
+    assert values(status_of(ros, 'control', lambda s: values(s)['state'] == 'running'))
+
+
+PUBLISHER = """
+import sys, time, rclpy
+from array import array
+from sensor_msgs.msg import JointState
+rclpy.init(args=sys.argv)
+node = rclpy.create_node('victim')
+publisher = node.create_publisher(JointState, 'joint_states', 1)
+while True:
+    message = JointState(name=['shoulder', 'elbow'], position=array('d', [0.5, 0.25]))
+    message.header.stamp = node.get_clock().now().to_msg()
+    publisher.publish(message)
+    time.sleep(0.02)
+"""
+
+
+def test_a_killed_publisher_makes_it_stale(ros, driven):
+    driven.mute = ('joint_states',)
+    driven.wait(SAFE)
+    victim = ros.start('victim', code=PUBLISHER)
+    driven.wait(DRIVEN)
+    begin = time.monotonic()
+    victim.kill()
+    victim.wait()
+    driven.wait(SAFE)
+    assert time.monotonic() - begin < MAX_AGE_S + 2.0  # of which most for a busy machine
+    assert 'position: stale' in status_of(ros, 'control').message
+    driven.stays(SAFE)
+
+
+def set_model(ros, path, name='/policy_node'):
+    client = ros.node.create_client(SetParameters, f'{name}/set_parameters')
+    request = SetParameters.Request(parameters=[Parameter(name='model', value=ParameterValue(
+        type=ParameterType.PARAMETER_STRING, string_value=str(path)))])
+    return call(ros, client, request).results[0].successful
+
+
+def call(ros, client, request):
+    assert client.wait_for_service(timeout_sec=10.0)
+    future = client.call_async(request)
+    ros.wait(future.done, 15.0)
+    return future.result()
+
+
+@pytest.mark.parametrize('name, words', [
+    ('corrupt', 'must hold exactly one dpg_robot.content_hash'),
+    ('truncated', 'content_hash'),
+    ('tampered', 'changed after export'),
+    ('another robot', 'control_rate_hz must be 10.0'),
+    ('other limits', 'action torque.upper must be (2.0, 2.0)')])
+def test_a_bad_model_is_refused_and_the_old_one_goes_on(ros, driven, models, name, words):
+    assert set_model(ros, models[name])
+    status = status_of(ros, 'model', lambda status: words in status.message)
+    assert status.level == b'\1'
+    assert values(status)['model'] == str(models['good'])
+    driven.stays(DRIVEN, 0.2)
+
+
+def test_models_are_exchanged_under_load(ros, driven, models):
+    announce = ros.node.create_publisher(String, 'announced', QoSProfile(
+        depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    count = len(driven.commands)
+    for i in range(300):
+        driven.joints.publish(driven.joint_state())
+        if i == 100:
+            announce.publish(String(data=str(models['other'])))
+    driven.wait(OTHER)
+    status = status_of(ros, 'model', lambda status: values(status)['exchanges'] == '1')
+    assert (status.level, values(status)['model']) == (b'\0', str(models['other']))
+    assert set_model(ros, models['good'])
+    driven.wait(DRIVEN)
+    sent = np.array([list(message.data) for _, message in driven.commands[count:]])
+    known = np.array([DRIVEN, OTHER, SAFE])
+    assert (np.abs(sent[:, None] - known).max(axis=2).min(axis=1) < 1e-6).all()
+
+
+class Managed:
+    """Client of a node's lifecycle and emergency stop."""
+
+    def __init__(self, ros, name):
+        self.ros = ros
+        self.change = ros.node.create_client(ChangeState, f'{name}/change_state')
+        self.get = ros.node.create_client(GetState, f'{name}/get_state')
+        self.stop = ros.node.create_client(Trigger, f'{name}/estop')
+        self.reset = ros.node.create_client(Trigger, f'{name}/reset_estop')
+
+    def go(self, transition):
+        """Ask for a transition; return whether it succeeded, and the state."""
+        request = ChangeState.Request()
+        request.transition.id = getattr(Transition, f'TRANSITION_{transition.upper()}')
+        success = call(self.ros, self.change, request).success
+        return success, call(self.ros, self.get, GetState.Request()).current_state.label
+
+    def trigger(self, client):
+        return call(self.ros, client, Trigger.Request())
+
+
+def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
+    """One process goes through all states; what may move, and what may not, in each."""
+    robot = make_robot('/managed')
+    process = ros.start('policy_node', ['-r', '__ns:=/managed'], autostart=False,
+                        model=models['tampered'], diagnostics_period_s=0.2, blend_s=0.0)
+    node = Managed(ros, '/managed/policy_node')
+
+    # Unconfigured: a bad model is a failure with its reason, and a wrong request ends nothing.
+    assert node.go('activate') == (False, 'unconfigured')
+    assert node.go('configure') == (False, 'unconfigured')
+    status = status_of(ros, 'control', lambda s: 'changed after export' in s.message, 'managed/')
+    assert (status.level, values(status)['state']) == (b'\2', 'failed')
+    assert set_model(ros, models['good'], '/managed/policy_node')
+    assert node.trigger(node.stop).success
+    assert node.go('configure') == (True, 'inactive')
+
+    # Stopped before it was configured: no policy, whatever its state; a reset alone moves nothing.
+    assert node.go('activate') == (True, 'active')
+    status = status_of(ros, 'control', lambda s: 'estop: latched' in s.message, 'managed/')
+    assert (status.level, values(status)['state']) == (b'\2', 'estop')
+    robot.stays(SAFE)
+    assert 'inactive' in node.trigger(node.reset).message
+    count = len(robot.commands)
+    time.sleep(0.2)
+    assert len(robot.commands) <= count + 1
+    assert not node.trigger(node.reset).success
+    assert node.go('activate') == (True, 'active')
+    robot.wait(DRIVEN)
+
+    # Active: the topic latches, and false does not lift.
+    button = ros.node.create_publisher(Bool, '/managed/estop', QoSProfile(
+        depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    ros.wait(lambda: button.get_subscription_count() == 2)
+    button.publish(Bool(data=True))
+    robot.wait(SAFE)
+    button.publish(Bool(data=False))
+    robot.stays(SAFE)
+    assert node.trigger(node.reset).success
+    assert node.go('activate') == (True, 'active')
+    robot.wait(DRIVEN)
+
+    # Inactive: the safe command last, then silence; a stop sends it all the same.
+    assert node.go('deactivate') == (True, 'inactive')
+    ros.wait(lambda: robot.newest() == SAFE)
+    count = len(robot.commands)
+    time.sleep(0.2)
+    assert len(robot.commands) == count
+    assert node.trigger(node.stop).success
+    ros.wait(lambda: len(robot.commands) > count)
+    assert robot.newest() == SAFE
+    assert node.trigger(node.reset).success
+
+    # And all the way back.
+    assert node.go('cleanup') == (True, 'unconfigured')
+    assert node.go('configure') == (True, 'inactive')
+    assert node.go('activate') == (True, 'active')
+    robot.wait(DRIVEN)
+    assert node.go('active_shutdown') == (True, 'finalized')
+    ros.wait(lambda: robot.newest() == SAFE)
+    assert ros.stop(process) == 0
+    assert 'Traceback' not in process.log.read_text()
+
+
+def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_robot):
+    clock = {'s': 100.0, 'rate': 1.0}
+    robot = make_robot('/simulated', lambda: int(clock['s'] * 1e9))
+    publisher = ros.node.create_publisher(Clock, '/clock', 1)
+    stop = threading.Event()
+
+    def run():
+        while not stop.wait(0.02):
+            clock['s'] += 0.02 * clock['rate']
+            message = Clock()
+            message.clock.sec, message.clock.nanosec = divmod(int(clock['s'] * 1e9), 10**9)
+            publisher.publish(message)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    process = ros.start('policy_node', ['-r', '__ns:=/simulated'], model=models['good'],
+                        use_sim_time=True, diagnostics_period_s=0.2, blend_s=0.0,
+                        future_tolerance_s=0.2)
+    robot.wait(DRIVEN)
+    status = status_of(ros, 'inputs', namespace='simulated/')
+    assert abs(float(values(status)['age_s.position'])) < 1.0
+
+    clock['rate'] = 0.0  # a pause: nothing gets older, and nothing moves
+    time.sleep(0.3)
+    count = len(robot.commands)
+    status_of(ros, 'control', lambda s: 'does /clock stand still?' in s.message, 'simulated/')
+    assert len(robot.commands) <= count + 2
+    clock['rate'] = 1.0
+    robot.wait(DRIVEN)
+
+    count = len(robot.commands)
+    clock['s'] = 5.0
+    ros.wait(lambda: SAFE in [list(message.data) for _, message in robot.commands[count:]],
+             what='the safe command')
+    assert 'simulated time was set' in process.log.read_text()
+    robot.wait(DRIVEN)
+
+    robot.mute = ('joint_states', 'goal')
+    clock['s'] += 50.0
+    status_of(ros, 'control', lambda s: 'position: stale' in s.message, 'simulated/')
+    robot.wait(SAFE)
+    robot.heal()
+    robot.wait(DRIVEN)
+    assert ros.stop(process) == 0
+    stop.set()
+    thread.join()
+
+
+def test_two_robots_share_a_machine_and_nothing_else(ros, models, make_robot):
+    robots = [make_robot(f'/robot{i}') for i in (1, 2)]
+    processes = [ros.start('policy_node', ['-r', f'__ns:=/robot{i}'], model=models[name],
+                           diagnostics_period_s=0.2)
+                 for i, name in ((1, 'good'), (2, 'other'))]
+    for robot, command in zip(robots, (DRIVEN, OTHER)):
+        robot.wait(command)
+    robots[0].mute = ('joint_states',)
+    robots[0].wait(SAFE)
+    robots[1].wait(OTHER)
+    assert 'position: stale' in status_of(ros, 'control', namespace='robot1/').message
+    for process in processes:
+        assert ros.stop(process) == 0

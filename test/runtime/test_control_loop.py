@@ -1,0 +1,140 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of ticks, states and stalls, with a clock that moves when told."""
+
+import threading
+from types import SimpleNamespace
+
+from policy_files import pose_spec, reach_weights, write_model
+import pytest
+
+from dpg_robot.contract.observation import Fault
+from dpg_robot.runtime.control import PolicyControl
+from dpg_robot.runtime.control_loop import ControlLoop
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+from dpg_robot.runtime.timing import SteadyClock
+
+PERIOD_S = 0.02
+
+
+class ToldClock(SteadyClock):
+    """A clock that only moves when told."""
+
+    def __init__(self):
+        self.time_s, self._num_jumps_seen = 100.0, 0
+
+    def now(self):
+        return self.time_s
+
+    def sleep_until(self, time_s, stop):
+        if self.num_jumps == self._num_jumps_seen:
+            self.time_s = max(self.time_s, time_s)
+        self._num_jumps_seen = self.num_jumps  # a jump ends one sleep
+        return not stop.is_set()
+
+    def wait(self, event, until_s):
+        self.time_s = until_s
+        return False
+
+
+def pose():
+    return SimpleNamespace(pose=SimpleNamespace(position=SimpleNamespace(x=0.2, y=0.0, z=0.0)))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Return a loop, its clock, and the commands it sent."""
+    path = write_model(tmp_path / 'model.onnx', pose_spec(), -reach_weights())
+    clock, sent = ToldClock(), []
+    control = PolicyControl(OnnxPolicy(path), recover_ticks=2, now=clock.now,
+                            send=lambda command: sent.append(command.tolist()))
+    loop = ControlLoop(control, PERIOD_S, 0.05, threading.Event(), clock)
+    return loop, clock, sent
+
+
+def observe(loop, clock):
+    for name in ('hand', 'goal'):
+        loop.control.observation.update(f'{name}/pose', pose(), clock.now())
+    loop.notice_arrival()
+
+
+def test_states(bench):
+    loop, clock, sent = bench
+    states = []
+
+    def tick():
+        assert loop.wait()
+        loop.tick()
+        states.append(loop.state)
+    tick()
+    observe(loop, clock)
+    tick()
+    clock.time_s += 0.3
+    tick()
+    observe(loop, clock)
+    tick()
+    tick()
+    loop.control.stop(Fault('estop', 'latched', 'by hand'))
+    observe(loop, clock)
+    tick()
+    assert states == ['waiting', 'running', 'safe', 'recovering', 'running', 'estop']
+    assert [fault.term for fault in loop.faults] == ['estop']
+    assert loop.latency.count == 2 and loop.tick_time.count == 6
+    assert len(sent) == 7  # a stop sends at once
+
+
+def test_a_stall_is_told_once_and_sends_until_it_ends(bench):
+    loop, clock, sent = bench
+    assert loop.watch() == ''
+    observe(loop, clock)
+    assert loop.wait()
+    loop.tick()
+    clock.time_s += 0.05
+    assert loop.watch() == ''
+    clock.time_s += 0.1
+    assert loop.watch() == 'stalled: no tick for 0.150 s; safe command'
+    assert loop.watch() == ''
+    assert (loop.num_stalls, len(sent)) == (1, 3)
+    assert sent[1:] == [[0.0] * 3] * 2
+
+
+def test_a_clock_that_was_set_back_begins_a_new_grid(bench):
+    loop, clock, _ = bench
+    observe(loop, clock)
+    for _ in range(3):
+        assert loop.wait()
+        loop.tick()
+        observe(loop, clock)
+    clock.time_s, clock.num_jumps = 5.0, 1
+    loop.control.observation.forget()
+    assert loop.wait()
+    loop.tick()
+    assert loop.state == 'safe'
+    times = []
+    for _ in range(4):
+        observe(loop, clock)
+        assert loop.wait()
+        loop.tick()
+        times.append(clock.time_s)
+    assert loop.state == 'running'
+    assert 5.0 < times[0] < times[-1] < 5.2
+    assert loop.num_missed == 0
+
+
+def test_a_stopped_loop_ends():
+    stop = threading.Event()
+    stop.set()
+    control = SimpleNamespace(observation=SimpleNamespace(clock_s=lambda: 0.0))
+    assert not ControlLoop(control, PERIOD_S, 0.05, stop, ToldClock()).wait()

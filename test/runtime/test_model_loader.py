@@ -1,0 +1,110 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of models that are loaded beside the running one."""
+
+import dataclasses
+import queue
+
+from policy_files import joint_spec, pose_spec, reach_weights, write_model
+import pytest
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.runtime.model_loader import check_same_contract, ModelLoader
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Return the running file, the loader, and queues of what was accepted and told."""
+    path = write_model(tmp_path / 'model.onnx', pose_spec(), reach_weights())
+    accepted, told, loaders = queue.Queue(), queue.Queue(), []
+
+    def make(watch=False):
+        loaders.append(ModelLoader(OnnxPolicy(path), str(path), watch, accepted.put,
+                                   lambda *words: told.put(words)))
+        return loaders[-1]
+    yield path, make, accepted, told
+    for loader in loaders:
+        loader.close()
+
+
+def replace(path, weights, **options):
+    """Write a model as exporters do: aside, then renamed."""
+    write_model(path.with_suffix('.new'), pose_spec(), weights, **options).rename(path)
+
+
+def test_a_good_model_is_accepted(bench, tmp_path):
+    path, make, accepted, told = bench
+    loader = make()
+    other = write_model(tmp_path / 'other.onnx', pose_spec(eps_dim=2), 2 * reach_weights())
+    loader.request(str(other))
+    policy = accepted.get(timeout=20)
+    assert policy.spec.eps_dim == 2  # its noise is its own affair
+    assert told.get(timeout=20) == (True, f'model {other} ({policy.content_hash[:12]})')
+    assert (loader.path, loader.refusal, loader.num_loaded) == (str(other), '', 1)
+
+
+def test_a_bad_model_is_refused_and_a_good_one_forgives(bench, tmp_path):
+    path, make, accepted, told = bench
+    loader = make()
+    bad = tmp_path / 'bad.onnx'
+    bad.write_bytes(path.read_bytes()[:-9])
+    loader.request(str(bad))
+    is_accepted, line = told.get(timeout=20)
+    assert not is_accepted and accepted.empty()
+    assert f'model file {bad} refused' in line == loader.refusal
+    assert (loader.path, loader.num_refused) == (str(path), 1)
+    loader.request(str(path))
+    assert told.get(timeout=20)[0]
+    assert loader.refusal == ''
+
+
+def test_a_watched_file_is_loaded_when_it_changes(bench):
+    path, make, accepted, told = bench
+    loader = make(watch=True)
+    replace(path, 3 * reach_weights())
+    first = accepted.get(timeout=20)
+    assert told.get(timeout=20)[0]
+    path.write_bytes(b'half a file')
+    assert not told.get(timeout=20)[0]
+    replace(path, 4 * reach_weights())
+    assert accepted.get(timeout=20).content_hash != first.content_hash
+    assert (loader.num_loaded, loader.num_refused) == (2, 1)
+
+
+def test_a_file_that_is_not_watched_may_change(bench):
+    path, make, accepted, _ = bench
+    make()
+    replace(path, 3 * reach_weights())
+    with pytest.raises(queue.Empty):
+        accepted.get(timeout=0.6)
+
+
+@pytest.mark.parametrize('candidate, words', [
+    (joint_spec(), 'observation must have the terms of the running policy .hand, goal.'),
+    (pose_spec(robot='fetch'), 'robot must be test_arm'),
+    (pose_spec(control_rate_hz=25.0), 'control_rate_hz must be 50.0 .* got 25.0'),
+    (pose_spec(action=(dataclasses.replace(pose_spec().action[0], safe=(0.1,) * 3),)),
+     'action hand_velocity.safe must be .0.0, 0.0, 0.0.'),
+    (pose_spec(observation=tuple(dataclasses.replace(term, max_age_s=0.3)
+                                 for term in pose_spec().observation)),
+     'observation hand.max_age_s must be 0.1')])
+def test_another_contract(candidate, words):
+    with pytest.raises(SpecError, match=words):
+        check_same_contract(pose_spec(), candidate)
+
+
+def test_the_task_and_the_training_may_differ():
+    check_same_contract(pose_spec(), pose_spec(task='reach_further', eps_dim=1))
