@@ -101,7 +101,7 @@ def test_evaluate_writes_what_it_prints(run_dir, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['train'], 'name a task'),
-    (['train', 'no_such_task'], 'no_such_task is not a task; tasks: fetch_reach'),
+    (['train', 'no_such_task'], 'no_such_task is not a task; tasks: adroit_door, ant'),
     (['train', 'fetch_reach', '--env-steps', '0'], 'trainer.env_steps must be at least 1, got 0'),
     (['train', 'fetch_reach', '--estimator', 'magic'], 'learner.estimator must be one of'),
     (['train', 'fetch_reach', '--set', 'learner.sigma'], "got 'learner.sigma'"),

@@ -192,7 +192,8 @@ class ActionGradient(nn.Module):
         :param wanted: the networks whose losses are asked for.
         """
         obs = self.norm(batch.obs)
-        target = self._follow_scale(self.target(batch) - self._value(obs))
+        with torch.no_grad():
+            target = self._follow_scale(self.target(batch) - self._value(obs))
         losses, metrics, denoised, action = {}, {}, None, batch.action
         if self.model is not None and 'model' in wanted:
             outcome = self.outcome_norm(change_and_reward(batch))
@@ -287,7 +288,6 @@ class ActionGradient(nn.Module):
 
     def _follow_scale(self, difference):
         """Return y - V(s) in units of its own deviation."""
-        difference = difference.detach()
         if self.training:
             now = difference.square().mean().sqrt()
             following = self.scale.lerp(now, self.scale_rate)
