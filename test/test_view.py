@@ -145,6 +145,8 @@ def test_a_window_shows_every_step_until_it_is_closed(monkeypatch):
     shown = []
 
     class Window:
+        user_scn = None
+
         def __init__(self, model, data):
             self.set_texts = lambda texts: shown.append(texts[2])
             self.is_running = lambda: len(shown) < 5

@@ -63,6 +63,11 @@ class AdroitDoor(Task):
     def _observe(self, obs):
         return np.copy(obs[:35])
 
+    @property
+    def held_action(self) -> np.ndarray:
+        """Return what tells each servo to stay where it is, shape (action_dim,)."""
+        return self.policy_spec.normalised(self.sim.data.actuator_length)
+
     def _remembered(self):
         # Each episode has the door in another place, which is no part of MuJoCo's state.
         return {'door': self.sim.model.body_pos[self.sim.door_body_id]}

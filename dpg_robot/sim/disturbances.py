@@ -251,9 +251,10 @@ class RandomModel:
                 self._parts.append((quantity, parts))
                 limits += ranges.values()
                 nominal += quantity.nominal[parts].tolist()
+        self._mass, self._carried = sim.model.body_mass.copy(), sim.model.body_gravcomp.copy()
         self._gravity = None
         if config.gravity_m_s2:
-            size = np.linalg.norm(sim.model.opt.gravity)
+            size = self._size = np.linalg.norm(sim.model.opt.gravity)
             self._gravity = sim.model.opt.gravity / size if size else np.array([0.0, 0.0, -1.0])
             limits.append(config.gravity_m_s2)
             nominal.append(size)
@@ -272,8 +273,18 @@ class RandomModel:
             first += len(parts)
         if self._gravity is not None:
             self._model.opt.gravity[:] = self._gravity * self.memory[-1]
+        self._carry()
         # In a data of its own: the constants are those of the reference pose.
         mujoco.mj_setConst(self._model, self._scratch)
+
+    def _carry(self):
+        """Let drives that carry the arm carry the weight that they know of, the nominal one."""
+        # To MuJoCo it is a part of the present weight.
+        mass = self._model.body_mass
+        part = np.divide(self._mass, mass, out=np.ones_like(mass), where=mass > 0)
+        if self._gravity is not None and self.memory[-1] > 0:
+            part *= self._size / self.memory[-1]
+        self._model.body_gravcomp[:] = self._carried * part
 
 
 def _check_name(name, names, key, kind, task):

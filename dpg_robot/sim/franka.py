@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import gymnasium
+import mujoco
 import numpy as np
 
 from dpg_robot.contract.spec import PolicySpec, SPEC_VERSION
@@ -29,6 +30,7 @@ JOINTS = 7
 # Goals lie within this of the first position, along each axis; all of that can be reached [m].
 GOAL_RANGE_M = 0.25
 THRESHOLD_M = 0.05
+GOAL_SIZE_M = 0.03
 GOAL_RGBA = (1.0, 0.0, 0.0, 0.7)
 
 
@@ -83,7 +85,7 @@ class FrankaReachEnv(gymnasium.Env):
     def render(self) -> np.ndarray:
         """Return an image with the goal in it."""
         viewer = self.robot.mujoco_renderer._get_viewer(self.render_mode)
-        viewer.add_marker(pos=self.goal, size=np.full(3, 0.03), rgba=np.array(GOAL_RGBA),
+        viewer.add_marker(pos=self.goal, size=np.full(3, GOAL_SIZE_M), rgba=np.array(GOAL_RGBA),
                           type=2, label='')
         return self.robot.render()
 
@@ -122,6 +124,12 @@ class FrankaReach(GoalTask):
                 terms.point('goal_position', 'goal/pose', terms.GOAL_AGE_S)),
             action=(terms.commands('joint_velocity', 'velocity/commands', 'rad/s',
                                    sim.robot.act_rng[:JOINTS], names),)), EPISODE_STEPS)
+
+    def show_goal(self, scene: mujoco.MjvScene) -> None:
+        """Put the goal where a viewer sees it: nothing in the kitchen's model shows one."""
+        mujoco.mjv_initGeom(scene.geoms[0], mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, GOAL_SIZE_M),
+                            self.sim.goal, np.eye(3).ravel(), np.array(GOAL_RGBA, np.float32))
+        scene.ngeom = 1
 
     def _command(self, action):
         return np.append(action, (0.0, 0.0))

@@ -81,6 +81,11 @@ class HandReach(_Hand):
     def _observe(self, obs):
         return np.concatenate([obs['observation'], obs['desired_goal']])
 
+    @property
+    def held_action(self) -> np.ndarray:
+        """Return what tells each servo to stay where it is, shape (action_dim,)."""
+        return self.policy_spec.normalised(self.sim.data.actuator_length)
+
 
 class HandBlock(_Hand):
     """Turn a block in the hand and bring it to a place, for 100 periods of 40 ms.

@@ -23,7 +23,7 @@ import gymnasium
 import numpy as np
 
 from dpg_robot.contract.spec import PolicySpec
-from dpg_robot.contract.strict import bounded
+from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.sim.disturbances import PushConfig, Pushes, RandomizeConfig, RandomModel
 from dpg_robot.sim.signals import ALL, CommandNoise, Memory, ObservationNoise
 
@@ -119,6 +119,10 @@ class Noise:
             self.rngs[row] = np.random.default_rng([seed, 1])
         self._memory.begin(row, self.rngs[row])
 
+    def hold(self, row: int, command: np.ndarray) -> None:
+        """Let one world begin as if this had been commanded for long, shape (action_dim,)."""
+        self._command.hold(row, command)
+
     def act(self, command: np.ndarray, rows: slice = ALL) -> np.ndarray:
         """Return what actuators carry out, from commands in -1 to 1; shapes (rows, action_dim)."""
         return self._command(command, self.rngs[rows], rows)
@@ -191,12 +195,24 @@ class StochasticWorld(gymnasium.Wrapper):
             first += term.size
         return tuple(places)
 
+    @property
+    def held_action(self) -> np.ndarray:
+        """Return the action that leaves the robot where an episode begins, shape (action_dim,).
+
+        A task whose servos go to positions has its own ``held_action``; others stay at 0.
+        """
+        action = np.zeros(self.policy_spec.action_dim)
+        held = getattr(self.env.unwrapped, 'held_action', action)
+        action[:len(held)] = held  # what a wrapper appends stays at 0
+        return action
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; a seed makes everything that follows repeatable."""
         self._noise.begin(self._row, seed)
         for part in self._physics.values():
             part.begin(self._noise.rngs[self._row])
         obs, info = self.env.reset(seed=seed, options=options)
+        self._noise.hold(self._row, self.held_action)
         return self._noise.observe(obs[None], self._rows, first=True)[0], info
 
     def step(self, action: np.ndarray):
@@ -210,8 +226,15 @@ class StochasticWorld(gymnasium.Wrapper):
         return self._noise.observe(obs[None], self._rows)[0], *rest
 
     def commanded(self, action: np.ndarray) -> np.ndarray:
-        """Return the normalised command on which the noise comes; here the action itself."""
-        return np.asarray(action)
+        """Return the normalised command on which the noise comes; here the action itself.
+
+        :raises SpecError: if the action is not finite.
+        """
+        action = np.asarray(action)
+        if not np.isfinite(action).all():
+            raise SpecError(f'an action for {self.policy_spec.task} must be finite, got '
+                            f'{action.tolist()}')
+        return action
 
     def carry_out(self, executed: np.ndarray):
         """Advance one control period, of which ``executed`` is what the actuators do.

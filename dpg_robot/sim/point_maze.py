@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mujoco
 import numpy as np
 
 from dpg_robot.contract.spec import PolicySpec, SPEC_VERSION
@@ -67,11 +68,11 @@ class PointMaze(GoalTask):
     def _success(self, achieved, desired):
         return np.linalg.norm(achieved - desired, axis=-1) <= SUCCESS_RADIUS_M
 
-    def show_goal(self) -> None:
+    def show_goal(self, scene: mujoco.MjvScene) -> None:
         """Put the goal where a viewer sees it."""
         self.sim.update_target_site_pos()
 
     def render(self) -> np.ndarray:
         """Return an image, shape (height, width, 3)."""
-        self.show_goal()  # a restored goal is another one
+        self.sim.update_target_site_pos()  # a restored goal is another one
         return super().render()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from dpg_robot.contract.command import CommandLimiter
@@ -32,6 +33,11 @@ class RateLimitedWorld(StochasticWorld):
     be before the first command, for position control.
     """
 
+    def __init__(self, task: gymnasium.Env, *noise: Any):
+        """Wrap a task; see :class:`dpg_robot.sim.noise.StochasticWorld`."""
+        super().__init__(task, *noise)
+        self.limiter = CommandLimiter(self.policy_spec)
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Start an episode; its first command is limited from where the joints are."""
         obs, info = super().reset(seed=seed, options=options)
@@ -43,7 +49,7 @@ class RateLimitedWorld(StochasticWorld):
 
     def commanded(self, action: np.ndarray) -> np.ndarray:
         """Return the normalised command that is left of an action, shape (action_dim,)."""
-        spec = self.policy_spec
+        spec, action = self.policy_spec, super().commanded(action)
         command = np.clip(action, -1.0, 1.0) * spec.action_scale + np.array(spec.action_offset)
         return spec.normalised(self.limiter.limit(command))
 

@@ -65,10 +65,8 @@ class SimulatedRobot:
         self.spec: PolicySpec = world.policy_spec
         self._world, self._episodes = world, episodes
         self._auto_reset, self._wait_for_command = auto_reset, wait_for_command
-        # There is nothing to hold before the first command: an element that would is in the
-        # middle of its range, where the normalised action is zero.
-        safe = CommandLimiter(self.spec).safe()
-        self._safe = np.where(np.isnan(safe), self.spec.action_offset, safe)
+        # Not a number for an element that holds its last command.
+        self._safe = CommandLimiter(self.spec).safe()
         self._command = self._safe.copy()
         self._groups = group_by_topic(self.spec.action)
         self._hold_ticks = math.ceil(hold_s * self.spec.control_rate_hz - 1e-9)
@@ -98,9 +96,13 @@ class SimulatedRobot:
         if self.state == 'ended':
             self.state = 'waiting'
         self._return, self._length = 0.0, 0
+        # Before the first command there is nothing to hold but the robot itself, where it is.
+        spec, held = self.spec, getattr(self._world, 'held_action', 0.0)
+        held = held * np.array(spec.action_scale) + spec.action_offset
+        self._first = np.where(np.isnan(self._safe), held, self._safe)
         with self._lock:
             self._ticks_since = dict.fromkeys(self._groups)
-            self._command[:] = self._safe
+            self._command[:] = self._first
 
     def give_command(self, topic: str, values: np.ndarray) -> None:
         """Take a command, in physical units, for the elements of one topic; from any thread."""
@@ -135,14 +137,14 @@ class SimulatedRobot:
         with self._lock:
             ages = self._ticks_since.values()
             # A controller that has no full observation yet sends the safe command.
-            self._begun |= None not in ages and not np.array_equal(self._command, self._safe)
+            self._begun |= None not in ages and not np.array_equal(self._command, self._first)
             if not self._begun:
-                return self._safe, 'waiting'
+                return self._first, 'waiting'
             oldest = max(ages)
             for topic in self._ticks_since:
                 self._ticks_since[topic] += 1
             if oldest > self._hold_ticks:
-                return self._safe, 'safe'
+                return np.where(np.isnan(self._safe), self._command, self._safe), 'safe'
             self.num_late_commands += oldest > 0
             return self._command.copy(), 'driven'
 

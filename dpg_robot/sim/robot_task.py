@@ -33,7 +33,7 @@ _POSE, _JOINTS = 'geometry_msgs/msg/PoseStamped', 'sensor_msgs/msg/JointState'
 _XYZ = tuple(f'pose.position.{axis}' for axis in 'xyz')
 # Further outside than this [m, and part of a joint's range], a measurement is wrong, or the
 # policy is asked for what it was never trained on.
-GOAL_MARGIN, JOINT_MARGIN, SPEED_MARGIN = 0.1, 0.1, 5.0
+GOAL_MARGIN, JOINT_MARGIN, SPEED_MARGIN, UNLIMITED = 0.1, 0.1, 5.0, 1e9
 CAMERA = {'azimuth': 140.0, 'elevation': -20.0}
 
 
@@ -211,6 +211,11 @@ class _RobotTask:
     def held_position(self):
         return self.sim.joint_position
 
+    @property
+    def held_action(self):
+        is_position = self.sim.config.control == 'position'
+        return self.policy_spec.normalised(self.held_position) if is_position else ()
+
 
 class Reach(_RobotTask, GoalTask):
     """Bring the end effector to a random point of a region.
@@ -279,10 +284,17 @@ def _joint_terms(sim, name, topic):
     return tuple(
         ObservationTerm(f'{name}_{kind}', topic, _JOINTS,
                         tuple(f'{kind}[{joint}]' for joint in joints), unit, max_age(sim),
-                        *((_floats(low), _floats(high)) if np.isfinite(high - low).all() else ()))
+                        *_valid_range(low, high))
         for kind, unit, low, high in (
             ('position', 'rad', robot.lower - width, robot.upper + width),
             ('velocity', 'rad/s', -SPEED_MARGIN * robot.velocity, SPEED_MARGIN * robot.velocity)))
+
+
+def _valid_range(low, high):
+    if not np.isfinite(high - low).any():
+        return ()
+    # Of a joint without limits, everything is valid.
+    return _floats(np.maximum(low, -UNLIMITED)), _floats(np.minimum(high, UNLIMITED))
 
 
 def _action_term(config, robot):

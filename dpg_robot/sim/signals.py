@@ -20,7 +20,7 @@ noise depends on its own seed alone, never on how many others there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, TYPE_CHECKING
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dpg_robot.sim.noise import NoiseConfig
 
 ALL = slice(None)
+QUATERNION = [f'orientation.{axis}' for axis in 'wxyz']
 
 
 class Gaussian:
@@ -59,7 +60,7 @@ class Gaussian:
 
 
 def delayed(history: np.ndarray, newest: np.ndarray, latency: np.ndarray | float,
-            is_angle: np.ndarray | None = None) -> np.ndarray:
+            is_angle: np.ndarray | None = None, quaternions: Sequence[slice] = ()) -> np.ndarray:
     """Put the newest values into a delay line and return those of ``latency`` periods ago.
 
     Fractions of a period blend two neighbours. For a zero-order hold that is its mean over the
@@ -70,6 +71,7 @@ def delayed(history: np.ndarray, newest: np.ndarray, latency: np.ndarray | float
     :param latency: 0 to periods - 2, broadcast to (worlds, dim).
     :param is_angle: which elements are angles [rad], shape (dim,): between two of them lies the
         shorter arc.
+    :param quaternions: places of those, either sign of which is the same orientation.
     """
     history[:, 1:] = history[:, :-1]
     history[:, 0] = newest
@@ -81,7 +83,13 @@ def delayed(history: np.ndarray, newest: np.ndarray, latency: np.ndarray | float
     if is_angle is not None:
         nearest = newer + (older - newer + math.pi) % (2 * math.pi) - math.pi
         older = np.where(is_angle, nearest, older)
-    return (1 - fraction) * newer + fraction * older
+    for places in quaternions:
+        across = (newer[:, places] * older[:, places]).sum(1) < 0
+        older[across, places] *= -1
+    blend = (1 - fraction) * newer + fraction * older
+    for places in quaternions:
+        blend[:, places] /= np.linalg.norm(blend[:, places], axis=1, keepdims=True)
+    return blend
 
 
 def clip(value: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
@@ -144,6 +152,14 @@ class CommandNoise:
             memory.add('spread', 1, draw=lambda rng: rng.uniform(0.0, self.spread))
         if longest := self.latency + self.spread + self.jitter:
             memory.add('history', int(longest) + 2, dim)
+
+    def hold(self, row: int, command: np.ndarray) -> None:
+        """Begin an episode of one world as if this had been commanded for long, (dim,)."""
+        command = clip(command, -1.0, 1.0)
+        begins = {'held': command, 'history': command,
+                  'play': dead_zone(command, self.config.dead_zone)}
+        for name in begins.keys() & self.arrays.keys():
+            self.arrays[name][row] = begins[name]
 
     def __call__(self, command: np.ndarray, rngs: list[np.random.Generator],
                  rows: slice) -> np.ndarray:
@@ -208,6 +224,10 @@ class ObservationNoise:
         if latency.any():
             is_angle = np.repeat([term.unit == 'rad' for term in spec.observation], sizes)
             self.is_angle = is_angle if (is_angle & (latency > 0)).any() else None
+            self.quaternions = [
+                slice(first, first + 4) for first, term in zip(np.cumsum([0, *sizes]),
+                                                               spec.observation)
+                if latency[first] and [field[-13:] for field in term.fields] == QUATERNION]
             memory.add('observation_history', int(self.latency.max()) + 2, dim)
         if loss.any():
             memory.add('shown', dim)
@@ -226,7 +246,8 @@ class ObservationNoise:
         if 'observation_history' in past:
             if first:
                 past['observation_history'][:] = obs[:, None]
-            obs = delayed(past['observation_history'], obs, self.latency, self.is_angle)
+            obs = delayed(past['observation_history'], obs, self.latency, self.is_angle,
+                          self.quaternions)
         if 'observation_bias' in past:
             obs = obs + past['observation_bias']
         if self.has_white:

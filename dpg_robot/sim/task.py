@@ -23,6 +23,7 @@ import mujoco
 import numpy as np
 
 from dpg_robot.contract.spec import PolicySpec
+from dpg_robot.contract.strict import SpecError
 
 # A measurement may miss two control periods; nothing is asked to be fresher than LEAST_AGE_S.
 MAX_AGE_PERIODS = 2.5
@@ -30,6 +31,8 @@ LEAST_AGE_S = 0.1
 IMAGE_SIZE = 320
 
 _ALL = mujoco.mjtState.mjSTATE_INTEGRATION
+# Places of MuJoCo's warnings of positions, velocities, accelerations and commands not finite.
+_DIVERGED = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADCTRL + 1)
 
 
 class Task(gymnasium.Env):
@@ -58,12 +61,17 @@ class Task(gymnasium.Env):
         super().reset(seed=seed)
         self.steps = 0
         obs, info = self.sim.reset(seed=seed)
+        self.sim.data.warning.number[_DIVERGED] = 0
         return self._observe(obs), info
 
     def step(self, action: np.ndarray):
         """Advance one control period under a normalised action, shape (action_dim,)."""
         self.steps += 1
         obs, reward, terminated, _, info = self.sim.step(self._command(action))
+        if self.sim.data.warning.number[_DIVERGED].any():  # MuJoCo has begun anew by itself
+            raise SpecError(f'the simulation of {self.policy_spec.task} must stay finite, but its '
+                            'physics diverged: take a shorter physics time step, lower gains, or '
+                            'narrower ranges to randomize')
         if 'success' in info:  # some simulations call it so
             info['is_success'] = info.pop('success')
         if 'is_success' in info:
@@ -87,8 +95,11 @@ class Task(gymnasium.Env):
         self.state = state
         return image
 
-    def show_goal(self) -> None:
-        """Put the goal where a viewer sees it; :meth:`render` does so by itself."""
+    def show_goal(self, scene: mujoco.MjvScene) -> None:
+        """Put the goal where a viewer sees it; :meth:`render` does so by itself.
+
+        :param scene: what a viewer draws beside the model.
+        """
         getattr(self.sim, '_render_callback', lambda: None)()
 
     def close(self) -> None:

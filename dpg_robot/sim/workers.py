@@ -20,6 +20,7 @@ is one short message to each process and one back; with the latter come the info
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable
 import contextlib
 import ctypes
@@ -81,6 +82,9 @@ class WorkerVector(VectorEnv):
     def step(self, actions: np.ndarray):
         """Advance every world; see :class:`dpg_robot.sim.vector.VectorWorld`."""
         board = self._board
+        if np.shape(actions) != board.actions.shape:
+            raise ValueError(f'actions must have the shape {board.actions.shape}, got '
+                             f'{np.shape(actions)}')
         board.actions[:] = actions
         infos = self._ask('step')
         return (board.obs.copy(), board.reward.copy(), board.ended[:, 0].copy(),
@@ -105,19 +109,21 @@ class WorkerVector(VectorEnv):
         for worker in self._workers:
             worker.connection.close()
         for worker in self._workers:
-            worker.process.join(GRACE_S)
-            if worker.process.is_alive():  # in the middle of something that does not end
-                worker.process.kill()
-                worker.process.join()
+            worker.end()
 
     def _ask(self, command, arguments=None):
+        if self._is_waiting:
+            raise RuntimeError('worlds in processes must be made anew after an interrupt: some '
+                               'answers to the question before this one are still to come')
         for worker, argument in zip(self._workers, arguments or [()] * len(self._workers)):
             worker.ask(command, argument)
         return self._gather()
 
     def _gather(self):
         # All answers, before one of them is raised: a later question must not find an old one.
+        self._is_waiting = True
         answers = [worker.answer() for worker in self._workers]
+        self._is_waiting = False
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -179,6 +185,17 @@ class _Worker:
         self.process.start()
         # So that each side sees the end of the other.
         other.close()
+        # At the end of a program Python would send a signal that is ignored, and wait for ever.
+        atexit.register(self.end)
+
+    def end(self):
+        """End the process."""
+        self.connection.close()
+        self.process.join(GRACE_S)
+        if self.process.is_alive():  # in the middle of something that does not end
+            self.process.kill()
+            self.process.join()
+        atexit.unregister(self.end)
 
     def ask(self, command, arguments):
         with contextlib.suppress(OSError):  # it died; the answer says so
@@ -201,8 +218,10 @@ class _Worker:
 
 def _serve(connection: Connection, make, config, board, rows) -> None:
     """Step a part of the worlds until the connection is closed."""
-    # A Ctrl-C reaches all processes; this one is needed for the last checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A Ctrl-C, and what a closed terminal or a service's manager sends, reaches all processes;
+    # this one is needed for the last checkpoint, and ends with the connection.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     envs = None
 
     def build():

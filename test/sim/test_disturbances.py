@@ -242,6 +242,20 @@ def test_nothing_adds_up_and_factors_of_one_are_the_nominal_model(task):
     assert_equal_constants(constants(model), nominal)
 
 
+def test_the_friction_that_is_drawn_is_the_one_that_acts():
+    """As the documentation has it: of two geoms, the one with the larger coefficient."""
+    world = make_world(WorldConfig('hopper', noise=NoiseConfig(randomize=RandomizeConfig(
+        friction={'foot_geom': (1.5, 1.6)}))))
+    sim, found = world.env.sim, []
+    for seed in range(3):
+        world.reset(seed=seed)
+        while not sim.data.ncon:
+            world.step(np.zeros(3))
+        found.append(sim.data.contact[0].friction[0])
+        assert found[-1] == world._physics['model'].memory[0]
+    assert len(set(found)) == 3 and 1.5 <= min(found) <= max(found) <= 1.6
+
+
 SHAKEN = WorldConfig('hopper', noise=NoiseConfig(
     actuator=0.1, command_latency_spread_s=0.02, observation={'joint_velocity': 0.1},
     pushes={'torso': PushConfig(20.0, (5.0, 30.0), 0.02, ('x', 'z'))},

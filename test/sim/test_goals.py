@@ -14,9 +14,11 @@
 
 """Rewards and successes computed anew from goals are those that the simulation gave."""
 
+import mujoco
 import numpy as np
 import pytest
 
+from dpg_robot.sim.franka import FrankaReach
 from dpg_robot.sim.task import GoalTask
 from dpg_robot.sim.tasks import TASKS
 from dpg_robot.sim.world import make_world, WorldConfig
@@ -60,3 +62,12 @@ def test_the_reward_of_what_happened_is_the_one_that_was_given(name, reward):
         assert set(given[success]) == {reached} and set(given[~success]) == {missed}
     else:
         assert len(set(given)) > 10
+
+
+def test_a_viewer_is_shown_the_goal_in_the_kitchen():
+    task = FrankaReach()
+    task.reset(seed=0)
+    scene = mujoco.MjvScene(task.sim.model, 10)
+    task.show_goal(scene)
+    assert scene.ngeom == 1
+    np.testing.assert_allclose(scene.geoms[0].pos, task.sim.goal, atol=1e-6)

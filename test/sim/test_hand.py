@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from dpg_robot.sim.hand import HandReach
+from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.world import make_world, WorldConfig
 
 
 def test_a_normalised_action_is_an_angle_within_the_range_of_its_servo():
@@ -32,6 +34,18 @@ def test_a_normalised_action_is_an_angle_within_the_range_of_its_servo():
         np.testing.assert_allclose(task.sim.data.ctrl, angles, atol=1e-12)
         np.testing.assert_allclose(
             action * np.array(term.scale) + term.offset, angles, atol=1e-9)
+
+
+@pytest.mark.parametrize('task', ['hand_reach', 'adroit_door'])
+def test_an_episode_begins_with_servos_told_to_stay(task):
+    world = make_world(WorldConfig(task, dead_actuators=2,
+                                   noise=NoiseConfig(command_latency_s=0.1)))
+    world.reset(seed=0)
+    sim, lower, upper = world.unwrapped.sim, *world.unwrapped.sim.model.actuator_ctrlrange.T
+    start = np.clip(sim.data.actuator_length, lower, upper)
+    *_, info = world.step(np.ones(len(start) + 2))
+    np.testing.assert_allclose(sim.data.ctrl, start, atol=1e-6)
+    assert info['executed_action'][-2:].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize('joint', ['robot0:FFJ2', 'robot0:THJ4', 'robot0:WRJ0'])

@@ -172,6 +172,26 @@ def test_an_offset_is_taken_off_and_is_where_nothing_was_commanded():
     assert world.actions == [[0.0, 0.0], [0.5, -1.0]]
 
 
+def test_an_element_without_a_safe_value_holds_its_last_command():
+    term, = joint_spec().action
+    term = dataclasses.replace(term, safe=(None, 0.0))
+    robot, world = robot_and_world(joint_spec(action=(term,)), hold_s=0.0)
+    robot.give_command('effort/commands', np.array([1.0, 1.0]))
+    robot.tick()
+    robot.tick()
+    assert robot.state == 'safe'
+    assert world.actions == [[0.5, 0.5], [0.5, 0.0]]
+
+
+def test_before_the_first_command_it_stays_where_it_is():
+    term, = joint_spec().action
+    term = dataclasses.replace(term, safe=(None, 0.0))
+    world = World(joint_spec(action=(term,)))
+    world.held_action = np.array([0.25, 0.75])
+    SimulatedRobot(world, wait_for_command=False).tick()
+    assert world.actions == [[0.25, 0.0]]
+
+
 def test_a_task_may_know_no_success():
     robot, world = robot_and_world()
     step = world.step

@@ -397,6 +397,69 @@ def test_commands_move_no_faster_than_the_velocity_limit(tmp_path):
     np.testing.assert_allclose(run(spec.normalised(told))[1], rows, atol=1e-9)
 
 
+@pytest.mark.parametrize('noise', [
+    {'command_latency_s': 0.03}, {'command_latency_spread_s': 0.1}, {'command_jitter_s': 0.1},
+    {'command_loss': 1.0}, {'backlash': 0.1}], ids=str)
+def test_a_position_robot_begins_where_it_is(tmp_path, noise):
+    noisy = world(tmp_path, control='position', home=[-0.5, 1.0], noise=noise)
+    noisy.reset(seed=0)
+    position, sim = noisy.env.held_position.copy(), noisy.env.sim
+    for _ in range(4):
+        noisy.step(noisy.policy_spec.normalised(position))
+        np.testing.assert_allclose(sim.data.ctrl[sim.robot.ctrl], position, atol=0.003)
+
+
+def test_a_payload_that_the_drives_do_not_know_of_pulls_the_arm_down(tmp_path):
+    def fallen(**randomize):
+        arm = world(tmp_path, control='torque', torque_limit=[9.0], home=[0.0, 0.0],
+                    noise={'randomize': randomize})
+        arm.reset(seed=0)
+        height = arm.env.sim.end_effector[2]
+        for _ in range(10):
+            arm.step(np.zeros(2))
+        return height - arm.env.sim.end_effector[2]
+    for nominal in ({'scale': {'mass': [1.0, 1.0]}}, {'gravity_m_s2': [9.81, 9.81]}):
+        assert abs(fallen(**nominal)) < 1e-9
+    # At most free fall for 0.2 s, at the tip of an arm: up to 1.5 times as far.
+    assert 0.02 < fallen(scale={'mass': [3.0, 3.0]}) < 0.3
+    assert 0.02 < fallen(gravity_m_s2=[15.0, 15.0]) < 0.3
+    assert fallen(gravity_m_s2=[5.0, 5.0]) < -0.02
+
+
+def test_a_world_has_a_state_before_its_first_episode(tmp_path):
+    limited = world(tmp_path, control='position')
+    assert np.isnan(limited.state['last_command']).all()
+
+
+def test_a_joint_without_limits_leaves_the_ranges_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr('test_robot_task.ARM', ARM.replace(
+        'range="-170 170" actuatorfrcrange', 'actuatorfrcrange'))
+    position, velocity, *_ = world(tmp_path).policy_spec.observation
+    width = np.deg2rad(200)
+    assert position.lower == (-1e9, pytest.approx(-0.6 * width))
+    assert position.upper == (1e9, pytest.approx(0.6 * width))
+    assert velocity.upper == (10.0, 10.0)
+
+
+def test_an_action_that_is_not_finite_is_refused(tmp_path):
+    limited = world(tmp_path)
+    limited.reset(seed=0)
+    with pytest.raises(SpecError, match=r'^an action for reach must be finite, got \[nan, 0.0\]$'):
+        limited.step(np.array([np.nan, 0.0]))
+
+
+def test_physics_that_diverge_are_an_error_until_the_next_episode(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log there
+    arm = world(tmp_path)
+    arm.reset(seed=0)
+    arm.env.sim.data.qvel[0] = np.inf
+    with pytest.raises(SpecError, match='^the simulation of reach must stay finite, but its '
+                       'physics diverged: .*time step.*gains.*randomize$'):
+        arm.step(np.zeros(2))
+    arm.reset()
+    arm.step(np.zeros(2))
+
+
 def test_an_acceleration_limit_is_the_rate_limit_of_a_velocity(tmp_path):
     limited = world(tmp_path, acceleration_limit=[5.0, 10.0])
     assert limited.policy_spec.action[0].rate_limit == (5.0, 10.0)

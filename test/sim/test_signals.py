@@ -24,14 +24,15 @@ import numpy as np
 import pytest
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.sim import terms
 from dpg_robot.sim.noise import Noise, NoiseConfig
 from dpg_robot.sim.signals import dead_zone, delayed, Gaussian, per_element
 
 RATE_HZ, NUM = 50.0, 4000
 SPEC = SimpleNamespace(
     task='rail', control_rate_hz=RATE_HZ, action_dim=2, observation=(
-        SimpleNamespace(name='position', size=2, unit='m'),
-        SimpleNamespace(name='angle', size=1, unit='rad')))
+        SimpleNamespace(name='position', size=2, unit='m', fields=('data[0]', 'data[1]')),
+        SimpleNamespace(name='angle', size=1, unit='rad', fields=('data[2]',))))
 EVERYTHING = NoiseConfig(
     actuator=0.2, actuator_time_constant_s=0.1, actuator_relative=0.1,
     actuator_relative_time_constant_s=0.3, actuator_bias=0.05, dead_zone=0.02, backlash=0.05,
@@ -169,6 +170,33 @@ def test_between_two_angles_lies_the_shorter_arc(older, newer, half_way):
     angle, number = delayed(history, np.full((1, 2), newer), 0.5, np.array([True, False]))[0]
     assert abs(angle) == pytest.approx(abs(half_way), abs=1e-12)
     assert number == pytest.approx((older + newer) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize('fraction', [0.25, 0.5, 0.75])
+def test_between_two_quaternions_either_sign_is_the_same(fraction):
+    half = np.deg2rad(20)  # a turn of 40 degrees from the older to the newer
+    newer = [[np.cos(half), 0.0, 0.0, np.sin(half)]]
+    found = []
+    for sign in (1.0, -1.0):
+        history = np.zeros((1, 3, 4))
+        history[:, :, 0] = sign
+        found.append(delayed(history, np.array(newer), fraction, quaternions=[slice(4)])[0])
+    np.testing.assert_array_equal(*found)
+    assert np.linalg.norm(found[0]) == pytest.approx(1.0, abs=1e-12)
+    angle = 2 * np.arctan2(found[0][3], found[0][0])
+    # What a straight line leaves of a turn of 40 degrees at its worst place: 0.4 degrees.
+    assert np.rad2deg(angle) == pytest.approx(40 * (1 - fraction), abs=0.5)
+
+
+def test_a_delayed_orientation_stays_one():
+    block = terms.orientation('block', 'block/pose', 0.1)
+    spec = SimpleNamespace(**{**vars(SPEC), 'observation': (*SPEC.observation, block)})
+    noise = Noise(NoiseConfig(observation_latency_s={'block': 0.01}), spec)
+    noise.begin(0, 0)
+    orientation = np.array([0.5, -0.5, 0.5, 0.5])
+    noise.observe(np.array([[1.0, 2.0, 3.0, *orientation]]), first=True)
+    found = noise.observe(np.array([[4.0, 5.0, 6.0, *-orientation]]))[0]
+    np.testing.assert_allclose(found, [4.0, 5.0, 6.0, *-orientation], atol=1e-12)
 
 
 def latencies(noise, steps):

@@ -96,15 +96,42 @@ def test_a_wrong_configuration_is_a_plain_error(config):
     assert not names & {'worlds 0 to 1', 'worlds 2 to 3'}
 
 
-def test_an_interrupt_from_the_keyboard_does_not_end_them(envs):
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+def test_an_interrupt_of_all_processes_does_not_end_them(envs, name):
     """It reaches all processes of a terminal; the worlds' states are still to be saved."""
     for pid in pids_of(envs):
-        os.kill(pid, signal.SIGINT)
+        os.kill(pid, getattr(signal, name))
     assert len(envs.get_attr('state')) == 3
 
 
-def test_they_end_with_their_parent_however_it_dies(tmp_path):
-    script = tmp_path / 'parent.py'
+def test_actions_of_another_shape_are_refused(envs):
+    with pytest.raises(ValueError, match=r'^actions must have the shape \(3, 1\), got \(1,\)$'):
+        envs.step(np.zeros(1))
+
+
+def test_after_an_interrupt_no_answer_belongs_to_another_question(monkeypatch):
+    envs = WorkerVector(make_toys, None, 2, 2)
+    try:
+        envs.reset(seed=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(envs._workers[1], 'answer', lambda: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                envs.step(np.zeros((2, 1)))
+        with pytest.raises(RuntimeError, match='must be made anew after an interrupt'):
+            envs.get_attr('state')
+    finally:
+        envs.close()
+
+
+def test_they_end_with_a_program_that_does_not_close_them(tmp_path):
+    parent = run_parent(tmp_path, '')
+    assert parent.returncode == 0 and parent.stderr == ''
+    assert_gone([int(word) for word in parent.stdout.split()])
+
+
+def run_parent(folder, end):
+    """Return a finished program that made worlds, printed their processes, and ended so."""
+    script = folder / 'parent.py'
     script.write_text("""
 import os, signal
 from dpg_robot.sim.workers import WorkerVector
@@ -112,11 +139,14 @@ from toys import make_toys
 if __name__ == '__main__':
     envs = WorkerVector(make_toys, None, 2, 2)
     print(*(worker.process.pid for worker in envs._workers), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-""")
+""" + end)
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ['PYTHONPATH']])
-    parent = subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
-                            env={**os.environ, 'PYTHONPATH': paths}, timeout=60)
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': paths}, timeout=60)
+
+
+def test_they_end_with_their_parent_however_it_dies(tmp_path):
+    parent = run_parent(tmp_path, '    os.kill(os.getpid(), signal.SIGKILL)')
     pids = [int(word) for word in parent.stdout.split()]
     assert len(pids) == 2, parent.stderr
     assert_gone(pids)

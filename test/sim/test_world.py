@@ -31,6 +31,18 @@ NOISY = WorldConfig('fetch_reach', noise=NoiseConfig(
 QUIET = WorldConfig('fetch_reach')
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('worlds', [0, 2])
+def test_an_action_that_is_not_finite_is_refused(bad, worlds):
+    envs = make_vector(QUIET, worlds) if worlds else make_world(QUIET)
+    envs.reset(seed=0)
+    action = np.zeros((*[worlds][:worlds], 3))
+    action[..., 1] = bad
+    with pytest.raises(SpecError, match=rf'^an action for fetch_reach must be finite, got '
+                       rf'\[0.0, {bad}, 0.0\]$'):
+        envs.step(action)
+
+
 def draw_actions(num, num_envs, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (num, num_envs, 3)).astype(np.float32)
 
