@@ -123,9 +123,6 @@ def _load(flight, number, model):
         check_same_contract(flight.spec, policy.spec)
     except SpecError as error:
         raise SpecError(f'model file {model} does not fit the recording: {error}') from error
-    if flight.has['eps'].any() and policy.spec.eps_dim != flight.spec.eps_dim:
-        raise SpecError(f'model file {model} does not fit the recording: eps_dim must be '
-                        f'{flight.spec.eps_dim}, got {policy.spec.eps_dim}')
     return policy, {'path': str(policy.path), 'content_hash': policy.content_hash,
                     'recorded_hash': recorded_hash, 'is_recorded': is_recorded}
 

@@ -202,7 +202,7 @@ def _show(what, noisy):
             if not viewer.is_running():
                 break
             state = task.state
-            task.show_goal()
+            task.show_goal(viewer.user_scn)
             viewer.sync()
             task.state = state
             due_s += world.policy_spec.control_dt

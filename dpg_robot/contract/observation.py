@@ -65,7 +65,8 @@ class _Term:
         if sample is None:
             return Fault(spec.name, 'never received', f'nothing on {spec.topic} yet{hint}')
         age = now_s - sample.measured_s
-        if age > spec.max_age_s:
+        # A time far ahead is from before the clock was set back, and tells no age.
+        if abs(age) > spec.max_age_s:
             return Fault(
                 spec.name, 'stale', f'{spec.topic} must be at most {spec.max_age_s:g} s old, '
                 f'got {age:.3f} s (received {now_s - sample.received_s:.3f} s ago){hint}')

@@ -37,19 +37,20 @@ class SimulatedClock(SteadyClock):
 
         :param on_jump: called when it was set back, or simulated time began or ended.
         """
-        self._clock, self._on_jump = node.get_clock(), on_jump
+        self._clock, self._on_jump, self._is_open = node.get_clock(), on_jump, True
         # Keeps the callback alive.
         self._handle = self._clock.create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._jump)
 
     def _jump(self, jump):
+        self._on_jump()  # before it ends a sleep, and so leads to a tick
         self.num_jumps += 1
-        self._on_jump()
 
     def close(self) -> None:
-        """Follow it no more."""
+        """Follow it no more: nobody would tell a sleeper that it was set, so nobody sleeps."""
         self._handle.unregister()
+        self._is_open = False
 
     def now(self) -> float:
         """Return the simulated time [s]; 0 before there is one."""
@@ -58,7 +59,7 @@ class SimulatedClock(SteadyClock):
     def sleep_until(self, time_s: float, stop: threading.Event) -> bool:
         """Sleep until a time, a jump, or until ``stop`` is set; return False if it was."""
         num_jumps = self.num_jumps
-        while self.now() < time_s and self.num_jumps == num_jumps:
+        while self._is_open and self.now() < time_s and self.num_jumps == num_jumps:
             if stop.wait(_LOOK_S):
                 return False
         return not stop.is_set()
@@ -66,7 +67,7 @@ class SimulatedClock(SteadyClock):
     def wait(self, event: threading.Event, until_s: float) -> bool:
         """Wait for an event, but no longer than until a time or a jump."""
         num_jumps = self.num_jumps
-        while self.now() < until_s and self.num_jumps == num_jumps:
+        while self._is_open and self.now() < until_s and self.num_jumps == num_jumps:
             if event.wait(_LOOK_S):
                 return True
         return event.is_set()

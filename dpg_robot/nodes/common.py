@@ -184,15 +184,16 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
         grace_s: float | None = 5.0) -> int:
     """Run a node whose ``loop()`` has a thread of its own, until one of :data:`ENDING_SIGNALS`.
 
-    The main thread only waits for signals, so that ``stop`` is set at once; a thread executes
-    callbacks; ``loop`` must return when ``stop`` is set, and publishes last words before it
-    does, because the ROS context is still valid then.
+    The main thread only waits for signals, so that ``stop`` is set at once; ``loop`` must return
+    when ``stop`` is set, and publishes last words before it does, because the ROS context is
+    still valid then. A thread executes callbacks until ``loop`` has returned, or its time is
+    over: whatever watches ``loop`` watches its end too.
 
     :param make_node: makes the node from the ``stop`` event.
     :param grace_s: how long ``loop`` may take to return [s]; None for as long as it takes.
     :return: the exit code: 0, or 2 after a startup error, 1 after a failure of the loop.
     """
-    stop, failed = threading.Event(), threading.Event()
+    stop, failed, ended = threading.Event(), threading.Event(), threading.Event()
     wait_for_end, end = _catch_signals()
     node = None
     try:
@@ -218,7 +219,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     executor.add_node(node)
 
     def spin():
-        while not stop.is_set():
+        while not ended.is_set():
             executor.spin_once(timeout_sec=0.1)
 
     threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in (node.loop, spin)]
@@ -228,6 +229,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     stop.set()
     for thread in threads:
         thread.join(timeout=grace_s)
+        ended.set()
     executor.shutdown(timeout_sec=1.0)
     _shut_down(node)
     return 1 if failed.is_set() else 0

@@ -129,7 +129,8 @@ class PolicyNode(ManagedNode):
         if settings['record_folder']:
             self.recorder = FlightRecorder(
                 settings['record_folder'], policy.spec, policy.content_hash,
-                max_bytes=settings['record_mb'] * 10**6, model_path=path)
+                max_bytes=settings['record_mb'] * 10**6, model_path=path,
+                rate_factor=settings['rate_factor'])
         self.get_logger().info(
             f'{policy.spec.task} from {path} ({policy.content_hash[:12]}), at '
             f'{policy.spec.control_rate_hz * settings["rate_factor"]:g} Hz; reads '
@@ -145,11 +146,11 @@ class PolicyNode(ManagedNode):
             self.clock = SteadyClock()
 
     def _on_clock_set(self):
-        self._log('WARN', 'simulated time was set: nothing received before counts')
         if self.control is not None:
             self.topics.forget()
             self.control.observation.forget()
             self.control.interrupt()
+        self._log('WARN', 'simulated time was set: nothing received before counts')
 
     def activate(self) -> None:
         """Begin to tick: the safe command, until every term is fresh."""
@@ -170,7 +171,7 @@ class PolicyNode(ManagedNode):
 
     def _end_commands(self):
         control, topics = self.control, self.topics
-        if topics is not None:
+        if control is not None and topics is not None:  # the other thread may just be leaving
             control.close(_NUM_LAST_COMMANDS, _LAST_COMMANDS_GAP_S)
             topics.flush()
 

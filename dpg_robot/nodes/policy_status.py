@@ -41,7 +41,7 @@ class PolicyStatus:
         self._diagnostics = Diagnostics(node, 'control', '')
         self._publisher = node.create_publisher(DiagnosticStatus, '~/status', QoSProfile(
             depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
-        self._statuses = []
+        self._statuses, self._num_dropped = [], 0
         self.published_s, self._num_ticks = time.monotonic(), 0
 
     def publish(self, state: str, why: str = '') -> None:
@@ -57,7 +57,7 @@ class PolicyStatus:
             if control is not None:
                 self._diagnostics.hardware_id = control.policy.spec.robot
             self._control(state, why, node.control_loop)
-            if loader is not None:
+            if all(part is not None for part in (control, topics, loader)):
                 self._inputs(topics, control.observation)
                 self._model(loader, control)
             self._recorder(node.recorder)
@@ -119,8 +119,10 @@ class PolicyStatus:
     def _recorder(self, recorder):
         if recorder is not None:
             told = recorder.status()
-            self._add('recorder', 'WARN' if told['problem'] else 'OK',
-                      told['problem'] or told['state'], {'recorder': told})
+            num_new, self._num_dropped = told['dropped'] - self._num_dropped, told['dropped']
+            problem = told['problem'] or (f'{num_new} ticks dropped' if num_new > 0 else '')
+            self._add('recorder', 'WARN' if problem else 'OK', problem or told['state'],
+                      {'recorder': told})
 
     def _estop(self, estop):
         self._add('estop', 'ERROR' if estop.why else 'OK',

@@ -36,6 +36,8 @@ from dpg_robot.runtime.timing import SteadyClock
 
 # How long a topic is not trusted after two publishers were heard in turn [s].
 _DOUBT_S = 1.0
+# A message that seems to have waited longer is stamped by a clock of another epoch [s].
+_LONGEST_QUEUE_S = 86400.0
 _QOS_OVERRIDES = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
                   QoSPolicyKind.DURABILITY)
 
@@ -62,8 +64,8 @@ class PolicyTopics:
         self._writer = MessageWriter(spec.action, lambda name: message_class(name)())
         self._stamp = Time()
         # Without simulated time the node's clock is the system's, which is faster to ask.
-        self._now_ns = _node_clock_ns(node) if node.get_parameter('use_sim_time').value \
-            else time.time_ns
+        self._is_simulated = node.get_parameter('use_sim_time').value
+        self._now_ns = _node_clock_ns(node) if self._is_simulated else time.time_ns
         self._publishers = {}
         for term in spec.action:
             if term.topic not in self._publishers:
@@ -97,9 +99,17 @@ class PolicyTopics:
             observation.refuse(topic, refusal)
             return
         # Stamps are in the node's clock; carry the age over to the loop's.
-        stamp_s = received_s - (now_ns - stamp_ns) * 1e-9 if stamp_ns else None
-        observation.update(topic, message, received_s, stamp_s)
+        age_s = (now_ns - stamp_ns) * 1e-9 if stamp_ns else self._queued_s(info, now_ns)
+        observation.update(topic, message, received_s, received_s - age_s)
         notice()
+
+    def _queued_s(self, info, now_ns):
+        """Return how long a message waited here for this thread, as far as that is known."""
+        arrived_ns = info.get('received_timestamp')  # of the system's clock; 0 if not known
+        if not arrived_ns or self._is_simulated:
+            return 0.0
+        queued_s = (now_ns - arrived_ns) * 1e-9
+        return queued_s if 0.0 < queued_s < _LONGEST_QUEUE_S else 0.0
 
     def send(self, command: np.ndarray) -> None:
         """Publish a command, shape (action_dim,); topics with NaN in them are left out."""

@@ -105,6 +105,11 @@ class PolicyControl:
         self._blend_start = np.full(policy.spec.action_dim, np.nan)
 
     @property
+    def is_open(self) -> bool:
+        """Return whether ticks send commands."""
+        return self._is_open
+
+    @property
     def stopped(self) -> Fault | None:
         """Return why the robot is stopped, until :meth:`lift`."""
         return self._stopped
@@ -127,8 +132,9 @@ class PolicyControl:
             may_drive = action is not None and not faults
             if may_drive:
                 may_drive, faults = self._last_look(turn)
-            command = self._drive(action, now_s) if may_drive else self._be_safe(faults)
-            self._sent_s = now_s
+            sent_s = self._now_or(now_s)
+            command = self._drive(action, now_s, sent_s) if may_drive else self._be_safe(faults)
+            self._sent_s = sent_s
             if self._is_open:
                 self._send(command)
         return Step(command, faults, may_drive, observation, eps, action)
@@ -163,8 +169,13 @@ class PolicyControl:
             return False, ()
         return True, ()
 
-    def _drive(self, action, now_s):
-        elapsed_s = (now_s - self._sent_s) * self._rate_factor
+    def _now_or(self, otherwise_s):
+        now_s = self._now()
+        return now_s if now_s > -np.inf else otherwise_s
+
+    def _drive(self, action, now_s, sent_s):
+        # From sending to sending: how long the policy thought must not add to a step.
+        elapsed_s = (sent_s - self._sent_s) * self._rate_factor
         start, weight = None, 1.0
         if self._blend_s > 0.0:
             if self._blend_began_s is None:
@@ -199,14 +210,21 @@ class PolicyControl:
         self._num_to_recover = self._recover_ticks - 1
         self._blend_began_s = None
         command = self.limiter.safe().copy()
+        self._sent_s = self._now_or(self._sent_s)
         if is_sent:
             self._send(command)
         return command
 
     def stop(self, why: Fault) -> None:
-        """Send the safe command at once, open or not, and no other one until :meth:`lift`."""
+        """Send the safe command at once, open or not, and no other one until :meth:`lift`.
+
+        Where nothing is open there is nothing to hold: such elements are NaN, thus not sent.
+        """
         with self._gate:
             self._stopped = why
+            if not self._is_open:
+                # Others may have moved the robot: what was held is no safe place any more.
+                self.limiter.forget()
             self._interrupt(is_sent=True)
 
     def lift(self) -> None:

@@ -57,7 +57,7 @@ class ControlLoop:
         self._phase = PhaseLock(self._pacer, tick_phase, control.observation.clock_s)
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
-        self._ticked_s, self._is_stalled = float('inf'), False
+        self._ticked_s, self._has_begun, self._is_stalled = math.inf, False, False
 
     @property
     def period_s(self) -> float:
@@ -75,7 +75,7 @@ class ControlLoop:
 
     def wait(self) -> bool:
         """Sleep until the next tick; return False if stopped."""
-        if self._ticked_s == float('inf') and not self._begin():
+        if not self._has_begun and not self._begin():
             return False
         return self._phase.wait()
 
@@ -83,7 +83,7 @@ class ControlLoop:
         # Simulated time is zero until its first message comes.
         is_running = self._pacer.sleep_until(1e-9)
         self._pacer.restart(self.clock.now())
-        self._ticked_s = self.clock.now()
+        self._ticked_s, self._has_begun = self.clock.now(), True
         return is_running
 
     def tick(self) -> Step:
@@ -132,8 +132,14 @@ class ControlLoop:
 
         :return: at the beginning of a stall, one line about it; otherwise empty.
         """
-        silence_s = self.clock.now() - self._ticked_s
-        was_stalled, self._is_stalled = self._is_stalled, silence_s > self._stall_s
+        now_s = self.clock.now()
+        if self._ticked_s == math.inf:
+            # The thread may still be in a tick of the last activation: its silence begins now,
+            # or with simulated time.
+            self._ticked_s = now_s or math.inf
+        silence_s = now_s - self._ticked_s
+        was_stalled, self._is_stalled = self._is_stalled, \
+            self.control.is_open and silence_s > self._stall_s
         if not self._is_stalled:
             return ''
         self.control.interrupt()

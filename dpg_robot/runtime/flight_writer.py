@@ -267,7 +267,7 @@ def main() -> None:
         return
     spec = PolicySpec.from_json(setup['spec'])
     store = Store(Path(setup['folder']), spec, setup['max_bytes'], setup['retry_s'])
-    Writing(lines, Ring(setup['ring'], spec), store).run()
+    Writing(lines, Ring(setup['ring'], spec, setup['rate_factor']), store).run()
 
 
 if __name__ == '__main__':

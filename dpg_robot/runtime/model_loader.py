@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import queue
 import threading
@@ -26,6 +27,7 @@ from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
+_logger = logging.getLogger('dpg_robot')
 # How often a watched file is looked at [s].
 _LOOK_S = 0.25
 
@@ -35,10 +37,7 @@ def check_same_contract(running: PolicySpec, candidate: PolicySpec) -> None:
 
     :raises SpecError: naming what differs.
     """
-    for key in ('robot', 'control_rate_hz'):
-        wanted, got = getattr(running, key), getattr(candidate, key)
-        if wanted != got:
-            raise SpecError(f'{key} must be {wanted} as that of the running policy, got {got}')
+    _check_same(running, candidate, ('robot', 'control_rate_hz'))
     for key in ('observation', 'action'):
         wanted, got = getattr(running, key), getattr(candidate, key)
         names = [', '.join(term.name for term in terms) for terms in (wanted, got)]
@@ -51,6 +50,14 @@ def check_same_contract(running: PolicySpec, candidate: PolicySpec) -> None:
                 if a != b:
                     raise SpecError(f'{key} {ours.name}.{field.name} must be {a} as that of the '
                                     f'running policy, got {b}')
+    _check_same(running, candidate, ('eps_dim',))  # recorders have room for as much
+
+
+def _check_same(running, candidate, keys):
+    for key in keys:
+        wanted, got = getattr(running, key), getattr(candidate, key)
+        if wanted != got:
+            raise SpecError(f'{key} must be {wanted} as that of the running policy, got {got}')
 
 
 class ModelLoader:
@@ -83,8 +90,8 @@ class ModelLoader:
         self._requests.put(path)
 
     def close(self) -> None:
-        """End the thread; a model that it is just loading is not accepted any more."""
-        self._accept = lambda policy: None
+        """End the thread; a model that it is just loading is neither accepted nor told of."""
+        self._accept = self._tell = lambda *words: None
         self._requests.put(None)
 
     def _run(self):
@@ -99,7 +106,10 @@ class ModelLoader:
                 path = self._requests.get()
             if path is None:
                 return
-            self._load(path)
+            try:
+                self._load(path)
+            except Exception:  # of who accepts or is told; the next request still counts
+                _logger.exception('model %s', path)
 
     def _changed(self):
         signature = _signature(self.path) if self._watch else self._seen

@@ -65,9 +65,13 @@ class Ring:
     PARTS = ('observation', 'eps', 'action', 'command')
     _WORDS, _TEXT_AT, _TEXT_SIZE = 16, 128, 1024
 
-    def __init__(self, descriptor: int, spec: PolicySpec):
-        """Map a file of :meth:`size` bytes."""
-        self.num_rows = max(_LEAST_ROWS, math.ceil(_RING_S * spec.control_rate_hz))
+    def __init__(self, descriptor: int, spec: PolicySpec, rate_factor: float = 1.0):
+        """Map a file of :attr:`size` bytes.
+
+        :param rate_factor: how much faster than the spec's the ticks are.
+        """
+        self.num_rows = max(
+            _LEAST_ROWS, math.ceil(_RING_S * spec.control_rate_hz * rate_factor))
         sizes = (spec.obs_dim, spec.eps_dim, spec.action_dim, spec.action_dim)
         ends = np.cumsum((len(self.SCALARS), *sizes)).tolist()
         self.places = {part: slice(*ends[i:i + 2]) for i, part in enumerate(self.PARTS)}
@@ -118,7 +122,7 @@ class FlightRecorder:
 
     def __init__(self, folder: str | os.PathLike, spec: PolicySpec, content_hash: str,
                  max_bytes: int = 2**28, *, model_path: str | os.PathLike = '',
-                 retry_s: float = 10.0):
+                 retry_s: float = 10.0, rate_factor: float = 1.0):
         """Start the writing process.
 
         :param folder: of the recordings, made if it is not there; for one recorder at a time.
@@ -126,6 +130,7 @@ class FlightRecorder:
         :param max_bytes: bound of all recordings in the folder, at least 1 MiB.
         :param model_path: file of that model, for replay.
         :param retry_s: how long to wait before trying again, when the disk is full.
+        :param rate_factor: how much faster than the spec's the ticks are.
         :raises SpecError: if the folder cannot be used, or the package mcap is not there.
         """
         if max_bytes < LEAST_BYTES:
@@ -136,7 +141,7 @@ class FlightRecorder:
         self.folder, self.spec = Path(folder).resolve(), spec
         self._lock = _lock(self.folder)
         ring = os.memfd_create('flight')
-        self._ring = Ring(ring, spec)
+        self._ring = Ring(ring, spec, rate_factor)
         self._rows, self._words = self._ring.rows, self._ring.words
         self._rows[:] = 0.0  # no page may be missing when the loop runs
         self._num_rows = self._ring.num_rows
@@ -153,7 +158,8 @@ class FlightRecorder:
         self._models, self._model = {}, 0
         self._state, self._kinds, self._num_lines_lost, self._is_open = '', (), 0, True
         self._write_all({'ring': ring, 'folder': str(self.folder), 'max_bytes': max_bytes,
-                         'spec': spec.to_json(), 'retry_s': retry_s})
+                         'spec': spec.to_json(), 'retry_s': retry_s,
+                         'rate_factor': rate_factor})
         os.set_blocking(self._pipe, False)
         self.use_model(content_hash, model_path)
 

@@ -93,7 +93,8 @@ def test_bounds_belong_to_the_range():
 @pytest.mark.parametrize('received_s, stamp_s, is_stale', [
     (10.0, None, False), (9.91, None, False), (9.89, None, True),
     (9.99, 9.95, False), (9.99, 9.89, True),  # arrived just now, measured long ago
-    (9.89, 11.0, True)])  # a stamp from the future does not make it fresh
+    (9.89, 11.0, True),  # a stamp from the future does not make it fresh
+    (10.05, None, False), (10.2, None, True)])  # received before the clock was set back
 def test_age(received_s, stamp_s, is_stale):
     _, faults = assemble(joints(), received_s, 10.0, stamp_s)
     assert [fault.kind for fault in faults] == ['stale', 'stale'] * is_stale

@@ -109,6 +109,7 @@ class Robot:
     def stays(self, command, seconds=0.3):
         count = len(self.commands)
         time.sleep(seconds)
+        self.ros.wait(lambda: len(self.commands) > count, 30.0, 'any command')
         sent = [list(message.data) for _, message in self.commands[count:]]
         assert all(values == pytest.approx(command) for values in sent), sent
 
@@ -455,11 +456,15 @@ def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_r
     clock['rate'] = 1.0
     robot.wait(DRIVEN)
 
+    clock['rate'] = 0.0  # so that no command of the old time is under way
+    status_of(ros, 'control', lambda s: 'does /clock stand still?' in s.message, 'simulated/')
     count = len(robot.commands)
     clock['s'] = 5.0
-    ros.wait(lambda: SAFE in [list(message.data) for _, message in robot.commands[count:]],
-             what='the safe command')
-    assert 'simulated time was set' in process.log.read_text()
+    ros.wait(lambda: 'simulated time was set' in process.log.read_text(), what='the jump')
+    ros.wait(lambda: len(robot.commands) > count, what='the safe command')
+    time.sleep(0.2)
+    assert all(list(message.data) == SAFE for _, message in robot.commands[count:])
+    clock['rate'] = 1.0
     robot.wait(DRIVEN)
 
     robot.mute = ('joint_states', 'goal')

@@ -18,8 +18,9 @@ from array import array
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
-from diagnostic_msgs.msg import DiagnosticStatus
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
 import numpy as np
 from policy_files import joint_spec, pose_spec, reach_weights, write_model
@@ -28,6 +29,9 @@ from rclpy.qos import QoSProfile
 from ros_harness import values
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
+
+from dpg_robot.nodes.policy_node import PolicyNode
+from dpg_robot.runtime.flight_reader import read_flight
 
 PERIOD_S = 0.02
 MAX_AGE_S = 0.1
@@ -100,23 +104,34 @@ def newest(commands):
 
 def test_commands_come_at_the_rate_of_the_spec(ros, running):
     _, commands = running
-    first = len(commands)
-    time.sleep(2.0)
-    assert 0.9 * 100 <= len(commands) - first <= 1.05 * 100
+    count, arrays = len(commands), ros.listen(DiagnosticArray, '/diagnostics')
+
+    def figures():
+        """Return time [s], ticks and deadline misses at each report, as the node tells them."""
+        return np.array([(array.header.stamp.sec % 10**6 + 1e-9 * array.header.stamp.nanosec,
+                          int(values(status)['ticks']), int(values(status)['deadline_misses']))
+                         for _, array in arrays for status in array.status
+                         if status.name == STATUS])
+    ros.wait(lambda: len(told := figures()) and np.ptp(told[:, 1]) >= 100, 30.0)
+    seconds, ticks, misses = np.ptp(figures(), axis=0)
+    # Never faster; slower by at most the wait for a late state, a quarter of a period.
+    assert 0.95 <= seconds / ((ticks + misses) * PERIOD_S) <= 1.3
+    ros.wait(lambda: len(commands) - count >= 50, what='a command for each tick')
     status = ros.status(STATUS, lambda status: status.message == 'running')
     told = values(status)
     assert status.level == DiagnosticStatus.OK
     assert status.hardware_id == 'test_arm'
-    assert float(told['achieved_rate_hz']) == pytest.approx(50.0, rel=0.2)
+    assert float(told['control_rate_hz']) == pytest.approx(50.0)
+    assert float(told['achieved_rate_hz']) < 1.5 * 50.0  # in 0.2 s, some 10 ticks
     for name in ('tick_us', 'state_to_command_us'):
         p50, p99, largest = (float(told[f'{name}.{key}']) for key in ('p50', 'p99', 'max'))
         assert 0.0 < p50 <= p99 <= largest
     assert float(told['state_to_command_us.p50']) < 1e6 * MAX_AGE_S
     assert int(told['ticks']) > int(told['safe_ticks'])
     assert told['lifecycle'] == 'active'
-    inputs = values(ros.status('policy_node: inputs'))
-    assert 0.0 <= float(inputs['age_s.position']) < MAX_AGE_S
-    assert int(inputs['received.joint_states']) > 90
+    inputs = values(ros.status('policy_node: inputs', lambda status: 0.0 <= float(
+        values(status)['age_s.position']) < MAX_AGE_S))
+    assert int(inputs['received.joint_states']) > 50
     assert inputs['publishers.joint_states'] == '/test_harness'
     told = values(ros.status('policy_node: model'))
     assert (told['task'], told['mode'], len(told['content_hash'])) == ('hold', 'deterministic', 64)
@@ -214,17 +229,20 @@ def test_an_old_stamp_is_stale_though_it_just_arrived(ros, running):
 
 def test_silence_gives_the_safe_command_in_time(ros, running):
     feeder, commands = running
+    misses, first = int(values(ros.status(STATUS))['deadline_misses']), len(ros.diagnostics)
     feeder.silent = True
-    begin = time.monotonic()
     ros.wait(lambda: newest(commands) == [0.0, 0.0])
-    first_safe = next(when for when, message in commands
-                      if when > begin and list(message.data) == [0.0, 0.0])
-    assert first_safe - begin < MAX_AGE_S + PERIOD_S + 0.1  # the last for a busy machine
+    words = 'joint_states must be at most 0.1 s old, got '
+    status = ros.wait(lambda: next((status for status in ros.diagnostics[first:]
+                                    if status.name == STATUS and words in status.message), None))
+    assert status.level == DiagnosticStatus.ERROR
+    # The tick that found it: one period late, another for a late state and a late waking.
+    age_s = float(status.message.partition(words)[2].split()[0])
+    misses = int(values(ros.status(STATUS))['deadline_misses']) - misses
+    assert MAX_AGE_S <= age_s < MAX_AGE_S + (2 + misses) * PERIOD_S
     count = len(commands)
     ros.wait(lambda: len(commands) > count + 5, what='safe commands that go on')
-    status = ros.status(STATUS)
-    assert status.level == DiagnosticStatus.ERROR
-    assert 'joint_states must be at most 0.1 s old' in status.message
+    assert words in ros.status(STATUS).message
 
 
 def test_state_changes_are_logged_once(ros, running, arm):
@@ -266,13 +284,15 @@ def test_signals_back_to_back_end_it_as_one_does(ros, model):
 
 
 STICKY = """
-import sys, time
+import pathlib, sys, time
 from dpg_robot.nodes import policy_node
 
 class Sticky(policy_node.OnnxPolicy):
     def __call__(self, observation, eps=None):
         if observation[0] > 0.9:
-            time.sleep(1.0)
+            pathlib.Path('stuck').touch()
+            while not pathlib.Path('released').exists():
+                time.sleep(0.01)
         return super().__call__(observation, eps)
 
 policy_node.OnnxPolicy = Sticky
@@ -280,28 +300,62 @@ sys.exit(policy_node.main())
 """
 
 
-def test_a_stuck_policy_gives_the_safe_command(ros, model):
+@pytest.fixture
+def sticky(ros, model):
+    """Return a feeder, commands, a process whose policy will be stuck, and its two files."""
+    stuck, released = ros.folder / 'stuck', ros.folder / 'released'
+    for path in (stuck, released):
+        path.unlink(missing_ok=True)
     commands = ros.listen(Float64MultiArray, '/cell5/effort/commands')
     feeder = Feeder(ros, '/cell5/joint_states')
     process = ros.start('policy_node', ['-r', '__ns:=/cell5'], code=STICKY, model=model)
     ros.wait(lambda: commands and newest(commands) == EXPECTED)
-    first, begin = len(ros.diagnostics), time.monotonic()
+    yield feeder, commands, process, stuck, released
+    released.touch()
+    feeder.close()
+
+
+def test_a_stuck_policy_gives_the_safe_command(ros, sticky):
+    feeder, commands, process, stuck, released = sticky
+    first = len(ros.diagnostics)
     feeder.content = {**GOOD, 'position': [1.0, 7.0]}
     ros.wait(lambda: newest(commands) == [0.0, 0.0], what='the safe command')
-    assert commands[-1][0] - begin < 0.4  # of the second that the policy takes
+    assert stuck.exists()
+    count = len(commands)
+    ros.wait(lambda: len(commands) > count + 3, what='safe commands that go on')
+    assert all(list(message.data) == [0.0, 0.0] for _, message in commands[count:])
     feeder.content = dict(GOOD)
+    released.touch()
     ros.wait(lambda: newest(commands) == EXPECTED, what='the policy in command')
-    assert 0.9 < commands[-1][0] - begin < 1.6
-    feeder.close()
     assert [1.0, 1.0] not in [list(message.data) for _, message in commands]
     stalled = [status for status in ros.diagnostics[first:]
                if status.name == f'cell5/{STATUS}' and status.message.startswith('stalled')]
-    assert [status.level for status in stalled] == [DiagnosticStatus.ERROR]
-    assert (values(stalled[0])['state'], values(stalled[0])['stalls']) == ('stalled', '1')
+    assert stalled and {status.level for status in stalled} == {DiagnosticStatus.ERROR}
+    # Each stall is told once; a busy machine may have more of them.
+    numbers = [int(values(status)['stalls']) for status in stalled]
+    assert len(set(numbers)) == len(numbers)
     assert ros.stop(process) == 0
 
 
+def test_a_stuck_policy_gives_the_safe_command_at_the_end_too(ros, sticky):
+    feeder, commands, process, stuck, released = sticky
+    feeder.content = {**GOOD, 'position': [1.0, 7.0]}
+    ros.wait(stuck.exists)
+    process.send_signal(signal.SIGTERM)
+    ros.wait(lambda: newest(commands) == [0.0, 0.0], what='the safe command')
+    released.touch()
+    assert process.wait(timeout=10) == 0
+    assert newest(commands) == [0.0, 0.0]
+    assert [1.0, 1.0] not in [list(message.data) for _, message in commands]
+
+
+@pytest.mark.parametrize('control, topics', [(None, object()), (object(), None)])
+def test_the_end_in_the_middle_of_a_cleanup_does_no_harm(control, topics):
+    PolicyNode._end_commands(SimpleNamespace(control=control, topics=topics))
+
+
 def test_every_tick_is_recorded_if_asked(ros, model):
+    commands = ros.listen(Float64MultiArray, '/cell6/effort/commands')
     feeder = Feeder(ros, '/cell6/joint_states')
     folder = ros.folder / 'flight'
     process = ros.start('policy_node', ['-r', '__ns:=/cell6'], model=model, record_folder=folder,
@@ -309,9 +363,19 @@ def test_every_tick_is_recorded_if_asked(ros, model):
     status = ros.status('cell6/policy_node: recorder', lambda s: int(
         values(s)['recorder.ticks']) > 20)
     assert (status.level, values(status)['recorder.dropped']) == (DiagnosticStatus.OK, '0')
+    ros.wait(lambda: newest(commands) == EXPECTED, what='the policy in command')
+    first = len(ros.diagnostics)
     assert ros.stop(process) == 0
     feeder.close()
-    assert list(folder.iterdir())
+    last = ros.wait(lambda: next((
+        status for status in ros.diagnostics[first:]
+        if status.name == f'cell6/{STATUS}' and status.message.startswith('stopped')), None))
+    flight = read_flight(folder)
+    assert len(flight.times_ns) == int(values(last)['ticks']) > 20
+    assert (flight.num_missing, flight.damaged) == (0, [])
+    driven = flight.numbers['driven'] == 1
+    assert flight.command[driven][-1] == pytest.approx(EXPECTED)
+    assert flight.observation[driven][-1] == pytest.approx([0.5, 7.0, 0.0, 0.1])
 
 
 def test_commands_blend_in(ros, model):

@@ -124,6 +124,30 @@ def test_the_rate_limit_holds_in_the_time_of_the_robot(tmp_path, rate_factor):
     assert control.tick(times[-1] + 1.5 * period_s).command[0] == pytest.approx(-1.0)
 
 
+def test_the_rate_is_counted_from_sending_to_sending(tmp_path):
+    path = write_model(tmp_path / 'joint.onnx', joint_spec(), np.zeros((4, 2)),
+                       bias=np.array([2.0, 0.0]))
+    now = [1.0]
+    control = PolicyControl(OnnxPolicy(path), now=lambda: now[0])
+    policy = control.policy
+    state = SimpleNamespace(name=['shoulder', 'elbow'], position=[0.0, 0.0], velocity=[0.0, 0.0])
+    control.observation.update('joint_states', state, 1.0)
+
+    def tick(began_s, sent_s):
+        def slow(observation, eps):
+            now[0] = sent_s
+            return policy(observation, eps)
+        slow.spec = policy.spec
+        control.policy, now[0] = slow, began_s
+        return control.tick(began_s).command[0]
+    # 50 / s: the second tick is on its deadline, but 0.005 s after the first one's command.
+    assert tick(1.0, 1.015) == pytest.approx(1.0)
+    assert tick(1.02, 1.02) == pytest.approx(1.25)
+    now[0] = 1.038
+    assert control.interrupt()[0] == 0.0
+    assert tick(1.04, 1.04) == pytest.approx(0.1)
+
+
 def test_a_policy_that_gives_nan_is_silenced(make_control):
     step = make_control(bias=np.array([0.0, np.nan, 0.0])).tick(1.01)
     assert step.command.tolist() == [0.0, 0.0, 0.0]
@@ -265,6 +289,21 @@ def test_what_was_held_before_an_opening_is_not_sent_again(tmp_path):
     control.close()
     control.open()
     assert np.isnan(control.tick(2.0).command).all()
+
+
+def test_a_stop_of_a_closed_control_does_not_send_what_was_held(tmp_path):
+    spec = pose_spec(action=(dataclasses.replace(pose_spec().action[0], safe=(None,) * 3),))
+    sent = []
+    control = PolicyControl(OnnxPolicy(write_model(tmp_path / 'm.onnx', spec, reach_weights())),
+                            send=lambda command: sent.append(command.copy()))
+    for name in ('hand', 'goal'):
+        control.observation.update(f'{name}/pose', pose(0.1, 0.0, 0.0), 1.0)
+    assert control.tick(1.0).is_driven
+    control.close()
+    assert not np.isnan(sent[-1]).any()  # it holds, at the end
+    assert control.tick(1.0).is_driven and len(sent) == 2  # a last tick that nobody hears
+    control.stop(Fault('estop', 'latched', 'by hand'))
+    assert len(sent) == 3 and np.isnan(sent[-1]).all()
 
 
 def test_a_step_tells_what_the_policy_read_and_answered(make_control):

@@ -110,6 +110,35 @@ def test_a_stall_is_told_once_and_sends_until_it_ends(bench):
     assert sent[1:] == [[0.0] * 3] * 2
 
 
+def test_a_thread_that_never_begins_is_stalled(bench):
+    loop, clock, sent = bench
+    assert loop.watch() == ''
+    clock.time_s += 0.15
+    assert loop.watch() == 'stalled: no tick for 0.150 s; safe command'
+    assert sent == [[0.0] * 3]
+    observe(loop, clock)
+    assert loop.wait()
+    loop.tick()
+    assert loop.watch() == '' and loop.num_stalls == 1
+
+
+def test_before_simulated_time_begins_nothing_is_stalled(bench):
+    loop, clock, sent = bench
+    clock.time_s = 0.0
+    assert loop.watch() == ''
+    clock.time_s = 1000.0
+    assert loop.watch() == '' and sent == []
+
+
+def test_a_closed_control_is_not_stalled(bench):
+    loop, clock, _ = bench
+    assert loop.wait()
+    loop.tick()
+    loop.control.close()
+    clock.time_s += 1.0
+    assert loop.watch() == '' and loop.num_stalls == 0
+
+
 def test_a_clock_that_was_set_back_begins_a_new_grid(bench):
     loop, clock, _ = bench
     observe(loop, clock)

@@ -171,14 +171,19 @@ def test_elements_are_called_by_their_joints():
 def test_a_step_takes_microseconds(tmp_path):
     recorder = FlightRecorder(tmp_path, SPEC, HASH)
     observation, action, command = np.zeros(4, np.float32), np.zeros(2, np.float32), np.zeros(2)
-    times = []
-    for _ in range(300):
-        began = time.perf_counter_ns()
-        recorder.step(0.0, observation, action, command, tick_s=1e-4, latency_s=1e-4)
-        times.append(time.perf_counter_ns() - began)
+
+    def median_ns(step):
+        times = []
+        for _ in range(300):
+            began = time.perf_counter_ns()
+            step(0.0, observation, action, command, tick_s=1e-4, latency_s=1e-4)
+            times.append(time.perf_counter_ns() - began)
+        return np.median(times)
+    recorded, nothing = median_ns(recorder.step), median_ns(lambda *args, **options: None)
     assert recorder.status()['dropped'] == 0
     recorder.close()
-    assert np.median(times) < 10_000  # [ns]
+    # Some 10 times as long; a write to a disk, or a wait for another thread, is hundreds.
+    assert recorded < 40 * nothing
 
 
 def test_a_writer_that_stands_still_costs_ticks_but_no_time(tmp_path):
@@ -201,6 +206,19 @@ def test_a_writer_that_stands_still_costs_ticks_but_no_time(tmp_path):
     assert len(flight.times_ns) == 1011 - dropped
     assert flight.num_missing == dropped
     assert flight.observation[-1, 0] == 2009
+
+
+def test_a_faster_robot_has_a_larger_ring(tmp_path):
+    recorder = FlightRecorder(tmp_path, SPEC, HASH, rate_factor=4.0)
+    record(recorder, 1)
+    wait_for(lambda: recorder.status()['ticks'] == 1, 'the first tick on its way')
+    recorder._process.send_signal(signal.SIGSTOP)
+    record(recorder, 1599, first=1)  # 8 s of 50 Hz, four times faster
+    dropped = recorder.status()['dropped']
+    recorder._process.send_signal(signal.SIGCONT)
+    recorder.close()
+    assert dropped == 0
+    np.testing.assert_array_equal(read_flight(tmp_path).observation[:, 0], np.arange(1600))
 
 
 def test_the_end_of_the_node_ends_the_file(tmp_path):

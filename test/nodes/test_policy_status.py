@@ -1,0 +1,63 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of the statuses of a policy node, with parts that are plain objects."""
+
+from types import SimpleNamespace
+
+import pytest
+from rclpy.clock import ROSClock
+
+from dpg_robot.nodes.policy_status import PolicyStatus
+
+
+@pytest.fixture
+def bench():
+    """Return a node without parts, its status, and all that was published on /diagnostics."""
+    sent = []
+
+    def create_publisher(kind, topic, qos):
+        return SimpleNamespace(publish=sent.append if topic == '/diagnostics' else lambda _: None)
+    node = SimpleNamespace(
+        create_publisher=create_publisher, get_clock=lambda clock=ROSClock(): clock,
+        get_fully_qualified_name=lambda: '/policy_node', lifecycle='inactive', control=None,
+        control_loop=None, topics=None, loader=None, recorder=None,
+        estop=SimpleNamespace(why='', num_stops=0))
+    return node, PolicyStatus(node), sent
+
+
+@pytest.mark.parametrize('missing', ['control', 'topics', 'loader'])
+def test_a_part_that_is_just_leaving_does_no_harm(bench, missing):
+    node, status, sent = bench
+    spec = SimpleNamespace(robot='arm')
+    node.control = SimpleNamespace(policy=SimpleNamespace(spec=spec))
+    node.topics = node.loader = object()
+    setattr(node, missing, None)
+    status.publish('inactive')
+    assert [part.name for part in sent[0].status] == ['policy_node: control',
+                                                      'policy_node: estop']
+
+
+def test_new_dropped_ticks_are_a_warning(bench):
+    node, status, sent = bench
+    told = {'problem': '', 'state': 'recording', 'dropped': 0}
+    node.recorder = SimpleNamespace(status=lambda: dict(told))
+    levels = []
+    for dropped in (0, 3, 3, 5):
+        told['dropped'] = dropped
+        status.publish('running')
+        part = sent[-1].status[1]
+        levels.append((part.level, part.message))
+    assert levels == [(b'\0', 'recording'), (b'\1', '3 ticks dropped'), (b'\0', 'recording'),
+                      (b'\1', '2 ticks dropped')]

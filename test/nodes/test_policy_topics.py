@@ -1,0 +1,68 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of what a policy's topics make of messages, with a node that is spun by hand."""
+
+from array import array
+import time
+
+from policy_files import joint_spec
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import JointState
+
+from dpg_robot.contract.observation import ObservationAssembler
+from dpg_robot.nodes.policy_topics import PolicyTopics
+from dpg_robot.runtime.inputs import InputGuard
+from dpg_robot.runtime.timing import SteadyClock
+
+
+@pytest.fixture
+def bench(ros):
+    """Return a node's topics, and a function that executes one callback of it."""
+    node = rclpy.create_node('topics', namespace='/bench', context=ros.context)
+    executor = SingleThreadedExecutor(context=ros.context)
+    executor.add_node(node)
+    topics = PolicyTopics(node, joint_spec(), lambda: InputGuard(0.05, 'arrival'))
+    yield topics, lambda: executor.spin_once(timeout_sec=0.1)
+    topics.close()
+    executor.shutdown()
+    node.destroy_node()
+
+
+def test_a_message_without_a_stamp_is_as_old_as_its_arrival_here(ros, bench):
+    topics, spin = bench
+    observation, notices = ObservationAssembler(joint_spec()), []
+    topics.listen(observation, SteadyClock(), lambda: notices.append(time.monotonic()))
+    publisher = ros.node.create_publisher(JointState, '/bench/joint_states', 1)
+    ros.wait(lambda: publisher.get_subscription_count() == 1)
+    publisher.publish(JointState(name=['shoulder', 'elbow'], position=array('d', (0.0, 0.0)),
+                                 velocity=array('d', (0.0, 0.0))))
+    assert publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=10))
+    time.sleep(0.5)  # a callback that takes its time
+    ros.wait(lambda: spin() or notices)
+    age_s = observation.ages_s(notices[0])['position']
+    assert age_s > 0.4
+    assert [fault.kind for fault in observation.assemble(notices[0])[1]] == ['stale', 'stale']
+    ros.node.destroy_publisher(publisher)
+
+
+@pytest.mark.parametrize('info, queued_s', [
+    ({'received_timestamp': 10**18 - 5 * 10**8}, 0.5),
+    ({'received_timestamp': 0}, 0.0), ({}, 0.0),  # not every middleware tells
+    ({'received_timestamp': 10**18 + 10**9}, 0.0),  # the clock was set meanwhile
+    ({'received_timestamp': 10**9}, 0.0)])  # time since the machine was started
+def test_how_long_a_message_waited(bench, info, queued_s):
+    assert bench[0]._queued_s(info, 10**18) == pytest.approx(queued_s)
