@@ -411,8 +411,8 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
     commands = ros.listen(TwistStamped, '/cell2/hand/command')
     process = ros.start('policy_node', ['-r', '__ns:=/cell2', '--params-file', str(parameters)],
                         model=model, seed=3)
-    # A busy machine may hold up the first ticks, which is reported as a stall of its own.
-    status = ros.status(f'cell2/{STATUS}', lambda status: 'stalled' not in status.message)
+    # On a busy machine the first report may come before the first tick, or of a stall.
+    status = ros.status(f'cell2/{STATUS}', lambda status: 'hand: never' in status.message)
     assert status.level == DiagnosticStatus.WARN
     assert 'hand: never received' in status.message
     assert 'goal: never received' in status.message

@@ -110,11 +110,14 @@ def test_actions_of_another_shape_are_refused(envs):
 
 
 def test_after_an_interrupt_no_answer_belongs_to_another_question(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
     envs = WorkerVector(make_toys, None, 2, 2)
     try:
         envs.reset(seed=0)
         with monkeypatch.context() as patch:
-            patch.setattr(envs._workers[1], 'answer', lambda: signal.raise_signal(signal.SIGINT))
+            patch.setattr(envs._workers[1], 'answer', interrupted)
             with pytest.raises(KeyboardInterrupt):
                 envs.step(np.zeros((2, 1)))
         with pytest.raises(RuntimeError, match='must be made anew after an interrupt'):
