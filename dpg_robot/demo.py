@@ -18,14 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import ctypes
 from dataclasses import dataclass, field
 import json
 import os
 from pathlib import Path
 import shutil
-import signal
-import subprocess
 import sys
 import time
 
@@ -42,13 +39,13 @@ from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import evaluate_model, ExperimentConfig, export_run, versions
 from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.trainer import METRICS_FILE
+from dpg_robot.processes import running
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.world import make_world
 
 EVALUATION_SEED = 3_000_000
 STARTUP_S = 30.0
-GRACE_S = 5.0
 
 
 def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
@@ -170,10 +167,11 @@ def drive_through_topics(model: Path, task_file: Path, spec: PolicySpec,
     drive, results = Drive(), {}
     with private_ros() as node, contextlib.ExitStack() as processes:
         _watch(node, spec, drive, results)
-        started = [processes.enter_context(node_process(name, arguments)) for name, arguments in (
+        commands = (node_command(name, parameters) for name, parameters in (
             ('sim_node', {'config': task_file, 'episodes': episodes, 'seed': EVALUATION_SEED}),
             # Blending in would be a difference to the evaluation in one process.
-            ('policy_node', {'model': model, 'diagnostics_period_s': 0.5, 'blend_s': 0.0}))]
+            ('policy_node', {'model': model, 'diagnostics_period_s': 0.5, 'blend_s': 0.0})))
+        started = [processes.enter_context(running(*command)) for command in commands]
         deadline = time.monotonic() + STARTUP_S + 1.5 * length_s
 
         def missing():
@@ -255,25 +253,10 @@ def private_ros():
         rclpy.try_shutdown()
 
 
-@contextlib.contextmanager
-def node_process(name: str, parameters: dict):
-    """Run a node of this package as a process; stop it on leaving, gently first."""
+def node_command(name: str, parameters: dict) -> list[str]:
+    """Return how to run a node of this package."""
     command = [sys.executable, '-m', f'dpg_robot.nodes.{name}',
                '--ros-args', '--log-level', 'warn']
     for key, value in parameters.items():
         command += ['-p', f'{key}:={value}']
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _die_with_parent():
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    return command

@@ -23,19 +23,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 from dataclasses import dataclass
 from importlib import metadata
 import json
 import os
 from pathlib import Path
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +48,10 @@ from dpg_robot.bench.latency_figures import (
 from dpg_robot.bench.latency_nodes import COMMAND_TOPIC, NUM_STATES, STATE_TOPIC, states
 from dpg_robot.contract.spec import ActionTerm, ObservationTerm, PolicySpec
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.processes import running
 
 JOINTS, HIDDEN = 20, (256, 256)
-_GRACE_S, _RSS_PERIOD_S = 5.0, 5.0
+_RSS_PERIOD_S = 5.0
 
 
 def add_latency(benches: argparse._SubParsersAction) -> None:
@@ -195,8 +194,8 @@ def _run_model(path):
 def _measure(kind, rate, seconds, model, folder):
     """Return what the robot noted while it was driven by policy_node, or by the echo."""
     output = Path(folder) / 'robot.npz'
-    with node_process(*driver_command(kind, model)) as driver:
-        with node_process(*robot_command(rate, seconds, kind == 'policy', output)) as process:
+    with running(*driver_command(kind, model)) as driver:
+        with running(*robot_command(rate, seconds, kind == 'policy', output)) as process:
             while process.poll() is None:
                 if driver.poll() is not None:
                     raise SpecError(f'{kind} at {rate} Hz ended with status {driver.returncode}')
@@ -233,8 +232,8 @@ def _measure_memory(bench, models, folder):
     command = robot_command(rate, 60.0 * bench.memory_minutes, True, Path(folder) / 'memory.npz')
     samples = []
     print(f'memory: {bench.memory_minutes:g} minutes at {rate} Hz', flush=True)
-    with node_process(*driver_command('policy', models[rate])) as driver, \
-            node_process(*command) as robot:
+    with running(*driver_command('policy', models[rate])) as driver, \
+            running(*command) as robot:
         began_s = time.monotonic()
         while robot.poll() is None:
             samples.append((time.monotonic() - began_s, _resident_mb(driver.pid)))
@@ -256,26 +255,6 @@ def _measure_memory(bench, models, folder):
 def _resident_mb(pid):
     pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') * 1e-6
-
-
-@contextlib.contextmanager
-def node_process(*command: str) -> Iterator[subprocess.Popen]:
-    """Run a process; stop it on leaving, gently first. It dies with this one."""
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _die_with_parent():
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _own_domain():

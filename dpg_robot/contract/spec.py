@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass, field
 import json
@@ -149,6 +150,11 @@ class PolicySpec:
     def obs_dim(self) -> int:
         """Return the size of the policy's observation vector."""
         return sum(term.size for term in self.observation)
+
+    def places_of(self, names: Sequence[str]) -> list[int]:
+        """Return where the elements of these observation terms are in the observation vector."""
+        term_of = [term.name for term in self.observation for _ in range(term.size)]
+        return [place for place, name in enumerate(term_of) if name in names]
 
     @property
     def action_dim(self) -> int:

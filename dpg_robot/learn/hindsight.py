@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.replay import Batch, Replay
 
@@ -56,13 +55,9 @@ def goals_of(world: Any) -> Goals:
     task, spec = world.unwrapped, world.policy_spec
     if not hasattr(task, 'goal_reward'):
         raise SpecError(f'trainer.hindsight must be 0 for {spec.task}, which has no goals')
-    return Goals(_places(spec, task.achieved_goal_terms), _places(spec, task.desired_goal_terms),
-                 task.goal_reward, getattr(task, 'goal_ends_episode', False))
-
-
-def _places(spec: PolicySpec, names: tuple[str, ...]) -> list[int]:
-    term_of = [term.name for term in spec.observation for _ in range(term.size)]
-    return [place for place, name in enumerate(term_of) if name in names]
+    return Goals(spec.places_of(task.achieved_goal_terms),
+                 spec.places_of(task.desired_goal_terms), task.goal_reward,
+                 getattr(task, 'goal_ends_episode', False))
 
 
 class HindsightReplay(Replay):

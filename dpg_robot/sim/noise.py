@@ -188,12 +188,8 @@ class StochasticWorld(gymnasium.Wrapper):
     @property
     def achieved_goal(self) -> tuple[int, ...]:
         """Return the places of the achieved goal in the observation; none if there is no goal."""
-        names, places, first = getattr(self.env.unwrapped, 'achieved_goal_terms', ()), [], 0
-        for term in self.policy_spec.observation:
-            if term.name in names:
-                places += range(first, first + term.size)
-            first += term.size
-        return tuple(places)
+        names = getattr(self.env.unwrapped, 'achieved_goal_terms', ())
+        return tuple(self.policy_spec.places_of(names))
 
     @property
     def held_action(self) -> np.ndarray:

@@ -17,6 +17,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+from policy_files import pose_spec
 import pytest
 from small_training import assert_same_parameters, stop_after, tiny_config, train
 import torch
@@ -220,7 +221,7 @@ def test_goals_of_a_task_are_found_by_name():
     def term(name, size):
         return ObservationTerm(name, name, 'std_msgs/msg/Float64MultiArray',
                                tuple(f'data[{i}]' for i in range(size)), 'm', 0.1)
-    spec = SimpleNamespace(task='push', observation=(
+    spec = pose_spec(task='push', observation=(
         term('hand', 3), term('puck', 2), term('goal', 2)))
     task = SimpleNamespace(achieved_goal_terms=('puck',), desired_goal_terms=('goal',),
                            goal_reward=distance_rule)
