@@ -39,7 +39,7 @@ import torch
 from dpg_robot.experiment import load_config, versions
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner
-from dpg_robot.learn.replay import Batch, NUM_FOLDS, Replay
+from dpg_robot.learn.replay import Batch, Replay
 from dpg_robot.sim.world import make_world
 
 RESULTS = Path(__file__).parent / 'results'
@@ -55,8 +55,7 @@ def our_updates(config, spec):
     batch = Batch(obs, torch.rand(NUM_TRANSITIONS, spec.action_dim) * 2 - 1,
                   torch.randn(NUM_TRANSITIONS), obs + 0.1 * torch.randn_like(obs),
                   torch.zeros(NUM_TRANSITIONS),
-                  (torch.arange(NUM_TRANSITIONS) % NUM_FOLDS).float(),
-                  torch.zeros(NUM_TRANSITIONS))
+                  torch.zeros(NUM_TRANSITIONS), torch.zeros(NUM_TRANSITIONS))
     replay.add(batch)
     learner.observe(batch)
 

@@ -33,7 +33,7 @@ from dpg_robot.learn.estimators import (
     SCALAR_OUTCOMES,
 )
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
-from dpg_robot.learn.replay import Batch, HELD_OUT, NUM_FOLDS
+from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.world_model import WorldModel
 
 NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
@@ -54,8 +54,6 @@ class GradientConfig:
     :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
     :param num_critics: members of the critic's ensemble; V takes the least of them.
-    :param cross_fit: keep a part of the data from each critic and use it as baseline and guide
-        there, where it has explained no noise away.
     :param num_gradients: members of the amortised gradient's ensemble.
     """
 
@@ -70,8 +68,7 @@ class GradientConfig:
     sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
     lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
     baseline: str = bounded('critic', choices=('critic', 'model'))
-    num_critics: int = bounded(2, minimum=2, maximum=NUM_FOLDS)
-    cross_fit: bool = False
+    num_critics: int = bounded(2, minimum=2, maximum=10)
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
     gradient_rate: float = bounded(3e-4, above=0)
@@ -111,9 +108,6 @@ class ActionGradient(nn.Module):
         self.critic = EnsembleMLP(state_action, config.hidden, 1, config.num_critics)
         self.register_buffer('scale', torch.tensor(0.0))
         self.scale_rate = SCALE_RATE
-        self.cross_fit = config.cross_fit and self.estimator.correction is not None
-        self.register_buffer('members', torch.arange(float(config.num_critics))[:, None],
-                             persistent=False)
         outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places) + 1,
                        'reward': 1, 'value': 1}[config.outcome]
         self.on_disturbance = name in ('denoising', 'doubly_robust') \
@@ -207,7 +201,7 @@ class ActionGradient(nn.Module):
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
             action.requires_grad_()
-            q = self._unseen(self._advantages(obs, action), batch.fold)
+            q = self._advantages(obs, action).mean(0)
             sample = self._sample(batch, obs, action, q, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
@@ -222,10 +216,11 @@ class ActionGradient(nn.Module):
                 denoised = self.denoiser(action, obs, self._outcome(batch, target))
                 action = denoised.action
         action = action.detach().requires_grad_()
-        q = self._unseen(self._advantages(obs, action), batch.fold)
+        q = self._advantages(obs, action).mean(0)
         sample = self._sample(batch, obs, action, q, target, denoised)
         with torch.no_grad():
-            return sample, self._amortised(obs, action).mean(0)
+            own = self._amortised(obs, action).mean(0)
+        return sample._replace(lean=self.lean), own
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached."""
@@ -271,17 +266,6 @@ class ActionGradient(nn.Module):
 
     def _advantages(self, obs, action):
         return self.critic(torch.cat([obs, action], -1))[..., 0]
-
-    def _kept_from(self, fold):
-        """Return which critic a transition is kept from, shape (num_critics, B)."""
-        return fold % len(self.members) == self.members
-
-    def _unseen(self, q, fold):
-        """Return for each transition the critic that was not fitted to it; else all, (B,)."""
-        if not self.cross_fit:
-            return q.mean(0)
-        weight = self._kept_from(fold).float()
-        return (q * torch.where(fold < HELD_OUT, weight, 1 / len(self.members))).sum(0)
 
     def _value(self, obs):
         return self.value(obs)[0, :, 0]
@@ -329,7 +313,7 @@ class ActionGradient(nn.Module):
         baseline = q if self.config.baseline == 'critic' else \
             self._model_target(batch.obs, obs, action)
         advantage = (target - baseline).detach()
-        return Sample(advantage, score, guides, disturbance, self.lean)
+        return Sample(advantage, score, guides, disturbance, torch.ones(len(self.guides)))
 
     def follow(self, sample: Sample, own: torch.Tensor, rate: float = MOMENT_RATE) -> None:
         """Let the shares follow a batch.
@@ -345,15 +329,8 @@ class ActionGradient(nn.Module):
             action = denoised.action.detach() + denoised.disturbance
             self._follow_disturbance(denoised.disturbance)
         q = self._advantages(obs, action)
-        error = (q - target).square()
-        if self.cross_fit:
-            folds = torch.arange(NUM_FOLDS, device=q.device)
-            share = 1 / (~self._kept_from(folds)).float().mean(1, keepdim=True)
-            mine = share * ~self._kept_from(batch.fold)
-            error = error * torch.where(batch.fold < HELD_OUT, mine, 1.0)
-        q = self._unseen(q.detach(), batch.fold)
-        metrics['critic/residual'] = (target - q).square().mean().sqrt()
-        return error.mean(1).sum()
+        metrics['critic/residual'] = (target - q.detach().mean(0)).square().mean().sqrt()
+        return (q - target).square().mean(1).sum()
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action.detach())

@@ -30,7 +30,7 @@ from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import LearnerConfig
 from dpg_robot.learn.networks import RunningNorm, set_products
-from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT
+from dpg_robot.learn.replay import Batch, hold_out, RUN
 
 FIRST_STEPS, GRADIENT_STEPS = 6000, 3000
 CHECK_EVERY = 250
@@ -59,11 +59,11 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
     for name in names:
         if name not in ESTIMATORS:
             raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
-    least = FOLD_RUN * HELD_OUT_EVERY
+    least = RUN * HELD_OUT_EVERY
     if len(data.reward) < least:
         raise SpecError(f'transitions must be at least {least}, so that some are held out, '
                         f'got {len(data.reward)}')
-    data = data._replace(fold=folds_of(torch.arange(len(data.reward)), HELD_OUT_EVERY))
+    data = data._replace(held_out=hold_out(torch.arange(len(data.reward)), HELD_OUT_EVERY))
     config = replace(config, critic_rate=CRITIC_RATE, num_critics=NUM_CRITICS,
                      num_gradients=NUM_GRADIENTS)
     dims, fits = (data.obs.shape[1], data.action.shape[1]), {}
@@ -115,7 +115,7 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, num_steps, group['lr'] * FINAL_RATE)
     rows = torch.arange(len(data.reward))
-    held_out = data.fold == HELD_OUT
+    held_out = data.held_out == 1
     unseen, rows = _rows(data, held_out), rows[~held_out]
     least, best = float('inf'), None
     for step in range(1, num_steps + 1):
@@ -136,7 +136,7 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
 
 def _weigh(fit, data):
     """Take the shares of guides and gradient from transitions that neither was fitted to."""
-    unseen = _rows(data, data.fold == HELD_OUT)
+    unseen = _rows(data, data.held_out == 1)
     fit.eval()
     for draw in range(NUM_DRAWS):
         sample, own = fit.per_sample(unseen)

@@ -66,8 +66,8 @@ class HindsightReplay(Replay):
     That goal is one achieved later in the same episode ('future' of Andrychowicz et al. 2017),
     each later step as likely as any other, the transition's own end included. Goals in ``obs`` and
     ``next_obs``, reward and termination change together, so a transition is always that of one
-    goal. Nothing is relabelled before its episode has ended, nor held-out transitions; and goals
-    do not cross from one fold to another.
+    goal. Nothing is relabelled before its episode has ended, nor held-out transitions; and no goal
+    comes from beyond some.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, num_envs: int, goals: Goals,
@@ -78,7 +78,7 @@ class HindsightReplay(Replay):
         """
         super().__init__(capacity, obs_dim, action_dim)
         self.num_envs, self.goals, self.share = num_envs, goals, ratio / (ratio + 1)
-        # How many steps of its world after a transition its episode (and fold) goes on.
+        # How many steps of its world after a transition its episode goes on, all held out or none.
         self.left = torch.full((capacity,), UNFINISHED)
         self.length = torch.zeros(num_envs, dtype=torch.long)
 
@@ -103,8 +103,8 @@ class HindsightReplay(Replay):
         steps = self.length[worlds].minimum((self.capacity + worlds) // self.num_envs)
         back = torch.arange(int(steps.max()))[:, None]  # from the newest, (steps, worlds)
         slots = (self.position - self.num_envs * (back + 1) + worlds) % self.capacity
-        fold = self.data.fold[slots]
-        border = (fold != fold.roll(1, 0)) & (back > 0)
+        held_out = self.data.held_out[slots]
+        border = (held_out != held_out.roll(1, 0)) & (back > 0)
         left = back - torch.where(border, back, 0).cummax(0).values
         stored = back < steps
         self.left[slots[stored]] = left[stored]

@@ -20,16 +20,13 @@ from typing import NamedTuple
 
 import torch
 
-FOLD_RUN = 50
-NUM_FOLDS = 4
-HELD_OUT = NUM_FOLDS
+RUN = 50
 
 
 class Batch(NamedTuple):
     """Transitions: obs, next_obs (B, obs_dim); action (B, action_dim); the rest (B,).
 
-    ``fold``, 0 to 3, says which quarter of the data a transition belongs to, for cross-fitting:
-    what was fitted without one quarter is used there. Fold 4 is held out from all fits.
+    ``held_out`` is 1 for transitions that nothing is fitted to, else 0.
     ``log_prob`` is log p(a | s) of the behaviour when it acted, NaN where nobody recorded it.
     """
 
@@ -38,7 +35,7 @@ class Batch(NamedTuple):
     reward: torch.Tensor
     next_obs: torch.Tensor
     terminated: torch.Tensor
-    fold: torch.Tensor
+    held_out: torch.Tensor
     log_prob: torch.Tensor = torch.tensor(torch.nan)
 
 
@@ -79,7 +76,7 @@ class Replay:
     def _draw(self, batch_size):
         # Few are held out, so twice as many draws are enough.
         index = torch.randint(self.size, (2 * batch_size,))
-        return index[self.data.fold[index] < HELD_OUT][:batch_size]
+        return index[self.data.held_out[index] == 0][:batch_size]
 
     def _take(self, index):
         return Batch(*(store[index] for store in self.data))
@@ -87,7 +84,7 @@ class Replay:
     def held_out(self, count: int) -> Batch:
         """Return the newest transitions that are held out, at most ``count``."""
         oldest_first = torch.arange(self.position, self.position + self.size) % max(self.size, 1)
-        index = oldest_first[self.data.fold[oldest_first] == HELD_OUT][-count:]
+        index = oldest_first[self.data.held_out[oldest_first] == 1][-count:]
         return self._take(index)
 
     def state_dict(self) -> dict:
@@ -108,12 +105,10 @@ class Replay:
             store[:self.size] = values
 
 
-def folds_of(rows: torch.Tensor, held_out_every: int) -> torch.Tensor:
-    """Deal rows to folds 0 to 3, and each so many-th run to fold 4, which is held out.
+def hold_out(rows: torch.Tensor, every: int) -> torch.Tensor:
+    """Return 1 for each so many-th run of rows, else 0, shape (B,).
 
-    :param rows: numbers of the transitions in time; runs of ``FOLD_RUN`` stay together, since
+    :param rows: numbers of the transitions in time; runs of ``RUN`` stay together, since
         neighbours are alike.
     """
-    run = rows // FOLD_RUN
-    held_out = run % held_out_every == held_out_every - 1
-    return torch.where(held_out, HELD_OUT, run % NUM_FOLDS).float()
+    return (rows // RUN % every == every - 1).float()

@@ -37,7 +37,7 @@ from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_a
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.hindsight import Goals, HindsightReplay
 from dpg_robot.learn.learner import Learner, LearnerConfig
-from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT, Replay
+from dpg_robot.learn.replay import Batch, hold_out, Replay, RUN
 
 CHECKPOINT_FILE = 'checkpoint.pt'
 CONFIG_FILE = 'config.yaml'
@@ -241,8 +241,8 @@ class Trainer:
             self.recent.append((float(self.running_return[i]), success))
             self.running_return[i] = 0.0
         batch = Batch(*(torch.as_tensor(x, dtype=torch.float32)
-                        for x in (self.obs, action, reward, next_obs, terminated, self._folds(),
-                                  log_prob)))
+                        for x in (self.obs, action, reward, next_obs, terminated,
+                                  self._held_out(), log_prob)))
         self.replay.add(batch)
         if self.config.hindsight:
             self.replay.end_episodes(torch.as_tensor(terminated | truncated))
@@ -250,12 +250,12 @@ class Trainer:
         self.obs = obs
         self.env_steps += self.config.num_envs
 
-    def _folds(self):
+    def _held_out(self):
         step, worlds = self.env_steps // self.config.num_envs, torch.arange(self.config.num_envs)
-        folds = folds_of(step + FOLD_RUN * worlds, HELD_OUT_EVERY)
         # A small ring could come to hold nothing but held-out transitions.
-        least = FOLD_RUN * HELD_OUT_EVERY * self.config.num_envs
-        return folds if self.config.replay_capacity >= least else folds % HELD_OUT
+        least = RUN * HELD_OUT_EVERY * self.config.num_envs
+        return hold_out(step + RUN * worlds, HELD_OUT_EVERY) \
+            if self.config.replay_capacity >= least else torch.zeros(len(worlds))
 
     def _explore(self):
         if self.env_steps < self.config.warmup_steps:

@@ -23,7 +23,7 @@ import torch
 from dpg_robot.learn.action_gradient import ActionGradient, GradientConfig
 from dpg_robot.learn.denoiser import FIRST_SPREAD
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
-from dpg_robot.learn.replay import Batch, NUM_FOLDS
+from dpg_robot.learn.replay import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def with_known_value():
 def _random_batch(num, obs_dim=2, action_dim=1):
     return Batch(torch.randn(num, obs_dim), torch.rand(num, action_dim) * 2 - 1, torch.randn(num),
                  torch.randn(num, obs_dim), (torch.rand(num) < 0.2).float(),
-                 (torch.arange(num) % NUM_FOLDS).float())
+                 torch.zeros(num))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from dpg_robot.learn import fit as module
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.fit import fit_gradient
 from dpg_robot.learn.learner import Learner, LearnerConfig
-from dpg_robot.learn.replay import Batch, HELD_OUT
+from dpg_robot.learn.replay import Batch
 
 CONFIG = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,), 'gamma': 0.0,
           'sigma': 0.3, 'denoiser_rate': 5e-3, 'gradient_rate': 5e-3}
@@ -134,7 +134,7 @@ def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, mo
     seen, losses = [], iter([3.0, 1.0, 2.0])
 
     def judge(fit, network, unseen):
-        assert (unseen.fold == HELD_OUT).all() and len(unseen.fold) == 400
+        assert (unseen.held_out == 1).all() and len(unseen.held_out) == 400
         seen.append([p.clone() for p in getattr(fit, network).parameters()])
         return next(losses)
     monkeypatch.setattr(module, '_held_out_loss', judge)
@@ -146,9 +146,9 @@ def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, mo
 
 
 def test_held_out_transitions_are_not_trained_on(very_quick, data):
-    folds = module.folds_of(torch.arange(4000), module.HELD_OUT_EVERY)
+    held_out = module.hold_out(torch.arange(4000), module.HELD_OUT_EVERY)
     poisoned = data._replace(
-        fold=folds, reward=torch.where(folds == HELD_OUT, torch.nan, data.reward))
+        held_out=held_out, reward=torch.where(held_out == 1, torch.nan, data.reward))
     torch.manual_seed(0)
     learner = Learner(LearnerConfig(**CONFIG), 2, 1)
     gradient = module.ActionGradient(

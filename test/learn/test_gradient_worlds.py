@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dpg_robot.learn.estimators import ESTIMATORS
-from dpg_robot.learn.replay import Batch, NUM_FOLDS
+from dpg_robot.learn.replay import Batch
 
 NUM_STEPS, BATCH_SIZE = 600, 256
 RATES = {'critic_rate': 1e-2, 'denoiser_rate': 1e-2, 'gradient_rate': 1e-2,
@@ -151,7 +151,7 @@ class ShakenTask(Task):
         shake = torch.randn(num, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.19 ** 0.5]])
         outcome = action + self.world.nu * shake
         return Batch(obs, action, self.reward(action, outcome), outcome, torch.zeros(num),
-                     (torch.arange(num) % NUM_FOLDS).float())
+                     torch.zeros(num))
 
 
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust'])

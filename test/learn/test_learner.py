@@ -25,7 +25,7 @@ from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.networks import EnsembleMLP
-from dpg_robot.learn.replay import Batch, HELD_OUT
+from dpg_robot.learn.replay import Batch
 
 NAMES = tuple(ESTIMATORS)
 # What else changes which networks and buffers there are.
@@ -314,7 +314,7 @@ def test_measuring_changes_nothing(random_batch, estimator, changes):
     learner = make_learner(estimator, **changes)
     learn(learner, 3, random_batch)
     before, optimizer = state_of(learner), copy.deepcopy(learner.optimizer.state_dict())
-    unseen = random_batch(50)._replace(fold=torch.full((50,), float(HELD_OUT)))
+    unseen = random_batch(50)._replace(held_out=torch.ones(50))
     metrics = learner.measure(unseen)
     assert_same(before, learner.state_dict())
     assert not learner.training and all(p.grad is None or p.grad.isfinite().all()
@@ -374,7 +374,7 @@ def test_saved_state_resumes_to_the_bit(random_batch, estimator, changes):
     ({'sigma': 0}, r'sigma must be greater than 0, got 0'),
     ({'sigma_ratio': 0.5}, r'sigma_ratio must be at least 1, got 0\.5'),
     ({'drift': -1}, r'drift must be at least 0, got -1'),
-    ({'num_critics': 5}, r'num_critics must be at most 4, got 5'),
+    ({'num_critics': 11}, r'num_critics must be at most 10, got 11'),
     ({'precision': 'half'}, 'precision must be one of auto, float32, bfloat16; got'),
     ({'hidden': [64, 0]}, r'hidden\[1\] must be at least 1, got 0')])
 def test_bad_settings_are_named(data, message):

@@ -15,7 +15,7 @@
 import pytest
 import torch
 
-from dpg_robot.learn.replay import Batch, FOLD_RUN, folds_of, HELD_OUT, Replay
+from dpg_robot.learn.replay import Batch, hold_out, Replay, RUN
 
 
 def transitions(*numbers):
@@ -23,13 +23,12 @@ def transitions(*numbers):
     n = torch.tensor(numbers, dtype=torch.float32)
     return Batch(obs=torch.stack([n, n + 0.1], -1), action=-n[:, None], reward=10 * n,
                  next_obs=torch.stack([n + 1, n + 1.1], -1), terminated=n % 2,
-                 fold=n // 2 % 2, log_prob=-0.5 * n)
+                 held_out=torch.zeros(len(n)), log_prob=-0.5 * n)
 
 
-def with_folds(numbers, held_out):
+def some_held_out(numbers, held_out):
     batch = transitions(*numbers)
-    return batch._replace(fold=torch.tensor([HELD_OUT if n in held_out else n % 2
-                                             for n in numbers]).float())
+    return batch._replace(held_out=torch.tensor([float(n in held_out) for n in numbers]))
 
 
 def rewards(replay):
@@ -106,7 +105,7 @@ def test_state_holds_the_filled_part_only_and_does_not_change_afterwards():
 
 def test_held_out_transitions_are_never_drawn():
     replay = Replay(20, 2, 1)
-    replay.add(with_folds(range(1, 21), held_out=(7, 20)))
+    replay.add(some_held_out(range(1, 21), held_out=(7, 20)))
     drawn = (replay.sample(2000).reward / 10).long()
     assert drawn.shape == (2000,)
     assert set(drawn.tolist()) == set(range(1, 21)) - {7, 20}
@@ -115,24 +114,20 @@ def test_held_out_transitions_are_never_drawn():
 def test_held_out_are_the_newest_of_them_also_after_a_round():
     replay = Replay(8, 2, 1)
     assert len(replay.held_out(3).reward) == 0
-    replay.add(with_folds(range(1, 7), held_out=(2, 4, 5)))
+    replay.add(some_held_out(range(1, 7), held_out=(2, 4, 5)))
     assert (replay.held_out(10).reward / 10).tolist() == [2, 4, 5]
     assert (replay.held_out(2).reward / 10).tolist() == [4, 5]
     # 7 and 8 fill it, 9 to 11 overwrite 1 to 3.
-    replay.add(with_folds(range(7, 12), held_out=(8, 9, 11)))
+    replay.add(some_held_out(range(7, 12), held_out=(8, 9, 11)))
     assert (replay.held_out(10).reward / 10).tolist() == [4, 5, 8, 9, 11]
     assert (replay.held_out(2).reward / 10).tolist() == [9, 11]
 
 
-def test_folds_come_in_runs_and_each_so_many_th_is_held_out():
-    folds = folds_of(torch.arange(8 * FOLD_RUN), 4).reshape(8, FOLD_RUN)
-    assert (folds == folds[:, :1]).all()
-    assert folds[:, 0].tolist() == [0, 1, 2, HELD_OUT, 0, 1, 2, HELD_OUT]
-    assert folds.dtype == torch.float32
-    # With an odd period all folds give some up.
-    folds = folds_of(torch.arange(0, 12 * FOLD_RUN, FOLD_RUN), 3)
-    held = HELD_OUT
-    assert folds.tolist() == [0, 1, held, 3, 0, held, 2, 3, held, 1, 2, held]
+def test_each_so_many_th_run_is_held_out():
+    held_out = hold_out(torch.arange(8 * RUN), 4).reshape(8, RUN)
+    assert (held_out == held_out[:, :1]).all()
+    assert held_out[:, 0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert held_out.dtype == torch.float32
 
 
 def test_state_of_another_capacity_is_refused():

@@ -36,7 +36,7 @@ from dpg_robot import experiment
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
 from dpg_robot.learn import trainer as module
-from dpg_robot.learn.replay import FOLD_RUN, HELD_OUT, Replay
+from dpg_robot.learn.replay import Replay, RUN
 from dpg_robot.learn.trainer import Progress, Trainer
 
 EVALUATED = ('trainer.eval_every_steps=100', 'trainer.eval_episodes=1')
@@ -284,15 +284,17 @@ def test_held_out_transitions_are_measured_and_never_learned_from(tmp_path, monk
     monkeypatch.setattr(trainer.learner, 'measure',
                         lambda batch: (measured.append(batch), measure(batch))[1])
     trainer.run()
-    assert learned and all((batch.fold < HELD_OUT).all() for batch in learned)
-    assert measured and all((batch.fold == HELD_OUT).all() for batch in measured)
-    assert all(len(batch.fold) == 32 for batch in learned)
+    assert learned and all((batch.held_out == 0).all() for batch in learned)
+    assert measured and all((batch.held_out == 1).all() for batch in measured)
+    assert all(len(batch.held_out) == 32 for batch in learned)
 
 
-def test_folds_follow_time_and_worlds(whole):
-    folds = whole.replay.data.fold[:200].reshape(100, 2)
-    assert (folds[:FOLD_RUN] == torch.tensor([0.0, 1.0])).all()
-    assert (folds[FOLD_RUN:] == torch.tensor([1.0, 2.0])).all()
+def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
+    hold_out_more(monkeypatch)
+    trainer = train(tiny_config(), tmp_path)
+    held_out = trainer.replay.data.held_out[:200].reshape(100, 2)
+    assert (held_out[:RUN] == torch.tensor([0.0, 0.0])).all()
+    assert (held_out[RUN:] == torch.tensor([0.0, 1.0])).all()
 
 
 def test_a_narrow_exploration_is_reported_once(tmp_path, caplog):
