@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import gymnasium
 from gymnasium.vector import VectorEnv
@@ -29,6 +30,9 @@ from dpg_robot.sim.robot_config import RobotConfig
 from dpg_robot.sim.tasks import TASKS
 from dpg_robot.sim.vector import VectorWorld
 from dpg_robot.sim.workers import WorkerVector
+
+if TYPE_CHECKING:
+    from dpg_robot.sim.warp.worlds import DeviceWorlds
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,23 @@ def make_vector(config: WorldConfig, num_envs: int, workers: int = 1) -> VectorE
     if workers == 1:
         return _make_chunk(config, num_envs)
     return WorkerVector(_make_chunk, config, num_envs, workers)
+
+
+def make_device_vector(config: WorldConfig, num_envs: int,
+                       device: str = 'cuda') -> DeviceWorlds:
+    """Build many worlds on one device, with MuJoCo Warp; all they take and give is on it.
+
+    :param device: as torch calls it: ``cuda``, ``cuda:1`` or ``cpu``.
+    :raises SpecError: as :func:`make_world`, or if Warp or the device is missing, or cannot
+        simulate this task, this noise, or so many worlds.
+    """
+    try:
+        # Only who asks for a device needs these, and they take seconds to load.
+        from dpg_robot.sim.warp.worlds import build
+    except ImportError as error:
+        raise SpecError('mujoco-warp, warp-lang and torch must be installed for worlds on a '
+                        f'device, got: {error}') from error
+    return build(make_world(config), num_envs, device)
 
 
 def _make_chunk(config, num_envs):

@@ -1,0 +1,168 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Many copies of one MuJoCo model on a device: state as torch tensors, steps as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import warnings
+
+import mujoco
+import mujoco_warp
+import numpy as np
+import torch
+import warp
+
+from dpg_robot.contract.strict import SpecError
+
+# What MuJoCo's state is made of, and what a world that begins anew loses.
+STATE = ('qpos', 'qvel', 'act', 'qacc_warmstart', 'ctrl', 'xfrc_applied', 'mocap_pos',
+         'mocap_quat', 'time')
+
+
+class Physics:
+    """The physics of ``num_envs`` worlds; every tensor is a view of what the device computes with.
+
+    Nothing here waits for the device, :meth:`overflow` apart. Work goes to the stream that torch
+    uses at the moment, so it is in order with everything that torch does.
+
+    :ivar data: the tensors of the state by their names in MuJoCo, shape (num_envs, ...).
+    :ivar model: likewise the model's numbers that each world has for itself.
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_envs: int, device: torch.device, sim_steps: int,
+                 max_contacts: int | None = None, max_constraints: int | None = None,
+                 own: Mapping[str, tuple[int, ...]] | tuple[str, ...] = ()):
+        """Bring a model to the device.
+
+        :param sim_steps: physics steps in a control period.
+        :param max_contacts: room for contacts, of a world on average; None for a guess.
+        :param max_constraints: room for constraints, of each world; None for a guess.
+        :param own: numbers of the model that each world has for itself, by their names there.
+        :raises SpecError: if the device cannot simulate this model, or has too little memory.
+        """
+        self.num_envs, self.device, self.sim_steps = num_envs, device, sim_steps
+        self._limits = max_contacts, max_constraints
+        if device.type == 'cpu':
+            # It warns that there is no GPU, and tells of each kernel that it compiles.
+            warp.config.log_level = warp.LOG_ERROR
+        warp.init()
+        self._warp_device = warp.device_from_torch(device)
+        batch = {name: num_envs for name in own if name != 'gravity'}
+        with warp.ScopedDevice(self._warp_device):
+            self._model, self._data = _bring(model, num_envs, max_contacts, max_constraints, batch)
+            # What overflows is reported by :meth:`overflow`, and not from within kernels.
+            self._model.opt.warn_overflow = False
+            if 'gravity' in own:
+                gravity = [model.opt.gravity.tolist()] * num_envs
+                self._model.opt.gravity = warp.array(gravity, dtype=warp.vec3)
+            warp.synchronize_device()
+        self.data = {name: self.view(name) for name in STATE}
+        self.model = {name: warp.to_torch(self._field(name)) for name in own}
+        self._overflow = self.view('overflow')
+        self._graphs = {}
+
+    def _field(self, name):
+        return getattr(self._model.opt if name == 'gravity' else self._model, name)
+
+    def view(self, name: str) -> torch.Tensor:
+        """Return an array of MuJoCo's data as a tensor that shares its memory."""
+        return warp.to_torch(getattr(self._data, name))
+
+    def step(self) -> None:
+        """Advance all worlds by one control period."""
+        self._run('step', self._steps)
+
+    def settle(self) -> None:
+        """Let positions, orientations and velocities of bodies and sites follow from the state."""
+        self._run('settle', self._kinematics)
+
+    def reset(self, done: torch.Tensor, start: dict[str, torch.Tensor]) -> None:
+        """Put some worlds where an episode begins; what ``start`` leaves out becomes 0.
+
+        :param done: which worlds, shape (num_envs,), bool.
+        :param start: tensors of the state, shape (num_envs, ...) or without the first axis.
+        """
+        for name, tensor in self.data.items():
+            put(tensor, done, start.get(name, torch.zeros((), device=self.device)))
+
+    def overflow(self) -> torch.Tensor:
+        """Return in which worlds there was no room for all contacts or constraints, bool."""
+        return self._overflow != 0
+
+    def _steps(self):
+        for _ in range(self.sim_steps):
+            mujoco_warp.step(self._model, self._data)
+
+    def _kinematics(self):
+        mujoco_warp.kinematics(self._model, self._data)
+        mujoco_warp.com_pos(self._model, self._data)
+        mujoco_warp.com_vel(self._model, self._data)
+
+    def _run(self, name: str, function: Callable[[], None]) -> None:
+        with warp.ScopedDevice(self._warp_device):
+            if not self._warp_device.is_cuda:
+                return function()
+            if name not in self._graphs:
+                self._graphs[name] = self._capture(function)
+            stream = warp.stream_from_torch(torch.cuda.current_stream(self.device))
+            warp.capture_launch(self._graphs[name], stream=stream)
+
+    def _capture(self, function):
+        """Record what a function does; nothing of it is done yet, and the state stays."""
+        torch.cuda.synchronize(self.device)
+        kept = {name: tensor.clone() for name, tensor in self.data.items()}
+        torch.cuda.synchronize(self.device)
+        function()  # once as it is, which compiles and loads all kernels
+        warp.synchronize_device(self._warp_device)
+        with warp.ScopedCapture(self._warp_device) as capture:
+            function()
+        for name, tensor in kept.items():
+            self.data[name].copy_(tensor)
+        self._overflow.zero_()
+        torch.cuda.synchronize(self.device)
+        return capture.graph
+
+
+def floats(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return numbers as a tensor on a device."""
+    return torch.tensor(np.asarray(values, np.float32), device=device)
+
+
+def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
+    """Replace the values of some worlds in place, without asking the device how many they are.
+
+    :param tensor: shape (num_envs, ...).
+    :param where: shape (num_envs,), bool.
+    :param value: broadcast to the tensor's shape.
+    """
+    if tensor.numel():
+        rows = where.reshape(-1, *[1] * (tensor.ndim - 1))
+        tensor.copy_(torch.where(rows, value, tensor))
+
+
+def _bring(model, num_envs, max_contacts, max_constraints, batch):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            on_device = mujoco_warp.put_model(model, batch_sizes=batch)
+            data = mujoco_warp.make_data(model, num_envs, nconmax=max_contacts,
+                                         njmax=max_constraints)
+    except NotImplementedError as error:
+        raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
+    except (MemoryError, RuntimeError) as error:
+        raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
+                        f'{error}') from error
+    return on_device, data
