@@ -17,11 +17,13 @@
     .venv/bin/pip install -r requirements/bench.txt -c requirements/constraints.txt
     .venv/bin/python benchmarks/learning.py fetch_reach
 
-Two peers run: ``sb3_sac`` with the library's defaults, and ``sb3_sac_matched`` with our discount,
-reward scale, batch, network sizes and updates per step, in one world rather than four. Learners
-take turns seed by seed, so that a change in the machine's speed meets all of them. Time is that
-of collecting and learning, without evaluation. Finished runs are kept in ``--run-dir``, by
-settings and code, so that a stopped benchmark goes on where it was; times are then those of
+The peers, each in one world rather than several: ``sb3_sac`` with the library's defaults, and
+``sb3_sac_matched`` with our discount, reward scale, batch, network sizes and updates per step;
+``sb3_sac_her`` and ``sb3_sac_her_matched`` likewise, with hindsight, for tasks with goals.
+
+Learners take turns seed by seed, so that a change in the machine's speed meets all of them. Time
+is that of collecting and learning, without evaluation. Finished runs are kept in ``--run-dir``,
+by settings and code, so that a stopped benchmark goes on where it was; times are then those of
 several occasions.
 """
 
@@ -48,6 +50,7 @@ from dpg_robot.contract.strict import dump
 from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
 import dpg_robot.learn
 from dpg_robot.learn.evaluate import evaluate, wilson_interval
+from dpg_robot.learn.hindsight import goals_of
 from dpg_robot.sim.world import make_vector, make_world
 
 RESULTS = Path(__file__).parent / 'results'
@@ -86,20 +89,64 @@ def run_ours(task, estimator, seed, steps, episodes):
             'seconds_per_env_step': trainer.train_seconds / steps}
 
 
-def run_sac(task, matched, seed, steps, episodes):
+class GoalView(gymnasium.ObservationWrapper):
+    """A world with goals as the library wants it: observations in three parts, and the rule."""
+
+    def __init__(self, world):
+        """Take a world with physical observations."""
+        super().__init__(world)
+        self.goals = goals_of(world)
+        self.parts = {'observation': np.setdiff1d(
+            np.arange(world.observation_space.shape[0]), self.goals.desired),
+            'achieved_goal': self.goals.achieved, 'desired_goal': self.goals.desired}
+        self.observation_space = gymnasium.spaces.Dict({
+            name: gymnasium.spaces.Box(-np.inf, np.inf, (len(places),), np.float64)
+            for name, places in self.parts.items()})
+
+    def observation(self, observation):
+        """Return the parts of an observation, or of several, shape (..., obs_dim)."""
+        return {name: observation[..., places] for name, places in self.parts.items()}
+
+    def compute_reward(self, achieved, desired, info):
+        """Return the rewards of these goals, shape (B,)."""
+        return self.goals.rule(achieved, desired)[0]
+
+
+class ScaledRewards(gymnasium.Wrapper):
+    """Rewards times a factor, in hindsight too."""
+
+    def __init__(self, env, factor):
+        """Take the factor."""
+        super().__init__(env)
+        self.factor = factor
+
+    def step(self, action):
+        """Advance one control period."""
+        obs, reward, *rest = self.env.step(action)
+        return obs, self.factor * reward, *rest
+
+    def compute_reward(self, achieved, desired, info):
+        """Return the rewards of these goals, shape (B,)."""
+        return self.factor * self.env.compute_reward(achieved, desired, info)
+
+
+def run_sac(task, name, seed, steps, episodes):
     """Train Stable-Baselines3's SAC in the same world; return the same figures."""
-    from stable_baselines3 import SAC
+    from stable_baselines3 import HerReplayBuffer, SAC
     from stable_baselines3.common.callbacks import BaseCallback
     config = load_config(task)
-    learner, env = config.learner, make_world(config.world)
-    settings = {}
-    if matched:
-        env = gymnasium.wrappers.TransformReward(env, lambda r: learner.reward_scale * r)
-        settings = {'gamma': learner.gamma, 'batch_size': learner.batch_size,
-                    'train_freq': round(1 / config.trainer.updates_per_step),
-                    'policy_kwargs': {'net_arch': list(learner.hidden)}}
-    _choose_threads(lambda: SAC('MlpPolicy', env, **settings))
-    model = SAC('MlpPolicy', env, seed=seed, **settings)
+    learner, env, view, settings = config.learner, make_world(config.world), None, {}
+    if 'her' in name:
+        env = view = GoalView(env)
+        settings = {'replay_buffer_class': HerReplayBuffer}
+    if name.endswith('matched'):
+        env = ScaledRewards(env, learner.reward_scale)
+        settings |= {'gamma': learner.gamma, 'batch_size': learner.batch_size,
+                     'train_freq': round(1 / config.trainer.updates_per_step),
+                     'policy_kwargs': {'net_arch': list(learner.hidden)}}
+    kind = 'MultiInputPolicy' if view else 'MlpPolicy'
+    _choose_threads(lambda: SAC(kind, env, **settings))
+    model = SAC(kind, env, seed=seed, **settings)
     envs, curve = make_vector(config.world, EVAL_ENVS), []
 
     class Curve(BaseCallback):
@@ -114,8 +161,9 @@ def run_sac(task, matched, seed, steps, episodes):
             return True
 
     def measure(count, first_seed):
-        return evaluate(lambda obs: model.predict(obs, deterministic=True)[0], envs, count,
-                        first_seed)
+        def act(obs):
+            return model.predict(view.observation(obs) if view else obs, deterministic=True)[0]
+        return evaluate(act, envs, count, first_seed)
 
     callback, start = Curve(), time.monotonic()
     model.learn(steps, callback=callback)
@@ -208,7 +256,7 @@ def main():
         for name in options.learners:
             what = seed, options.steps, options.episodes
             if name.startswith('sb3_sac'):
-                start = functools.partial(run_sac, options.task, name.endswith('matched'), *what)
+                start = functools.partial(run_sac, options.task, name, *what)
             else:
                 start = functools.partial(run_ours, options.task, name, *what)
             run = kept(start, options.run_dir, options.task, name, *what)
