@@ -16,7 +16,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+import copy
+from typing import NamedTuple
 import warnings
 
 import mujoco
@@ -32,6 +34,17 @@ STATE = ('qpos', 'qvel', 'act', 'qacc_warmstart', 'ctrl', 'xfrc_applied', 'mocap
          'mocap_quat', 'time')
 
 
+class Room(NamedTuple):
+    """Memory that is set apart; None for what mujoco_warp guesses from the model.
+
+    :param contacts: of a world on average.
+    :param constraints: of each world.
+    """
+
+    contacts: int | None = None
+    constraints: int | None = None
+
+
 class Physics:
     """The physics of ``num_envs`` worlds; every tensor is a view of what the device computes with.
 
@@ -43,18 +56,16 @@ class Physics:
     """
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, device: torch.device, sim_steps: int,
-                 max_contacts: int | None = None, max_constraints: int | None = None,
-                 own: Mapping[str, tuple[int, ...]] | tuple[str, ...] = ()):
+                 room: Room = Room(), own: tuple[str, ...] = (), feels: bool = False):
         """Bring a model to the device.
 
         :param sim_steps: physics steps in a control period.
-        :param max_contacts: room for contacts, of a world on average; None for a guess.
-        :param max_constraints: room for constraints, of each world; None for a guess.
         :param own: numbers of the model that each world has for itself, by their names there.
+        :param feels: whether the forces of contacts are computed after each control period.
         :raises SpecError: if the device cannot simulate this model, or has too little memory.
         """
-        self.num_envs, self.device, self.sim_steps = num_envs, device, sim_steps
-        self._limits = max_contacts, max_constraints
+        self.num_envs, self.device = num_envs, device
+        self._sim_steps, self._feels = sim_steps, feels
         if device.type == 'cpu':
             # It warns that there is no GPU, and tells of each kernel that it compiles.
             warp.config.log_level = warp.LOG_ERROR
@@ -62,7 +73,7 @@ class Physics:
         self._warp_device = warp.device_from_torch(device)
         batch = {name: num_envs for name in own if name != 'gravity'}
         with warp.ScopedDevice(self._warp_device):
-            self._model, self._data = _bring(model, num_envs, max_contacts, max_constraints, batch)
+            self._model, self._data = _bring(model, num_envs, room, batch)
             # What overflows is reported by :meth:`overflow`, and not from within kernels.
             self._model.opt.warn_overflow = False
             if 'gravity' in own:
@@ -71,6 +82,11 @@ class Physics:
             warp.synchronize_device()
         self.data = {name: self.view(name) for name in STATE}
         self.model = {name: warp.to_torch(self._field(name)) for name in own}
+        mocap = [model.body(name).id for name in range(model.nbody)
+                 if model.body_mocapid[name] >= 0]
+        self._rest = {'mocap_pos': floats(model.body_pos[mocap], device),
+                      'mocap_quat': floats(model.body_quat[mocap], device)}
+        self._zero = torch.zeros((), device=device)
         self._overflow = self.view('overflow')
         self._graphs = {}
 
@@ -90,21 +106,24 @@ class Physics:
         self._run('settle', self._kinematics)
 
     def reset(self, done: torch.Tensor, start: dict[str, torch.Tensor]) -> None:
-        """Put some worlds where an episode begins; what ``start`` leaves out becomes 0.
+        """Put some worlds where an episode begins; what ``start`` leaves out is as in the model.
 
         :param done: which worlds, shape (num_envs,), bool.
         :param start: tensors of the state, shape (num_envs, ...) or without the first axis.
         """
+        start = self._rest | start
         for name, tensor in self.data.items():
-            put(tensor, done, start.get(name, torch.zeros((), device=self.device)))
+            put(tensor, done, start.get(name, self._zero))
 
     def overflow(self) -> torch.Tensor:
         """Return in which worlds there was no room for all contacts or constraints, bool."""
         return self._overflow != 0
 
     def _steps(self):
-        for _ in range(self.sim_steps):
+        for _ in range(self._sim_steps):
             mujoco_warp.step(self._model, self._data)
+        if self._feels:
+            mujoco_warp.rne_postconstraint(self._model, self._data)
 
     def _kinematics(self):
         mujoco_warp.kinematics(self._model, self._data)
@@ -153,16 +172,37 @@ def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
         tensor.copy_(torch.where(rows, value, tensor))
 
 
-def _bring(model, num_envs, max_contacts, max_constraints, batch):
+def _bring(model, num_envs, room, batch):
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            on_device = mujoco_warp.put_model(model, batch_sizes=batch)
-            data = mujoco_warp.make_data(model, num_envs, nconmax=max_contacts,
-                                         njmax=max_constraints)
+        on_device = _put_model(model, batch)
+        data = mujoco_warp.make_data(model, num_envs, nconmax=room.contacts,
+                                     njmax=room.constraints)
     except NotImplementedError as error:
         raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
     except (MemoryError, RuntimeError) as error:
         raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
                         f'{error}') from error
     return on_device, data
+
+
+def _put_model(model, batch):
+    """Bring a model to the device, if need be with fewer contacts between two meshes or boxes.
+
+    mujoco_warp refuses to find several contacts between meshes, and to use its newer algorithm
+    for boxes, where geoms have a margin.
+    """
+    one, older = mujoco.mjtDisableBit.mjDSBL_MULTICCD, mujoco.mjtDisableBit.mjDSBL_NATIVECCD
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it tells that some kinds of contact are single ones
+        for flags in (0, one):
+            try:
+                return mujoco_warp.put_model(_without(model, flags), batch_sizes=batch)
+            except NotImplementedError:
+                pass
+        return mujoco_warp.put_model(_without(model, one | older), batch_sizes=batch)
+
+
+def _without(model, flags):
+    model = copy.copy(model)
+    model.opt.disableflags |= flags
+    return model

@@ -12,14 +12,11 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""The tasks in torch, on the state of all worlds: how they begin, observe and reward.
-
-Each class does for all worlds what the CPU task of the same name does for one, and takes every
-number from it: no constant of a task stands here.
-"""
+"""What tasks on a device share: how all worlds begin, observe and reward, in torch."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from dpg_robot.sim.task import Task
@@ -28,14 +25,17 @@ from dpg_robot.sim.warp.physics import floats, Physics
 
 
 class DeviceTask:
-    """What every task shares.
+    """A task that does for all worlds what the CPU task of that name does for one.
+
+    It takes its numbers from that task, and its state from the physics.
 
     :cvar settles: whether the positions of bodies are brought up to date after a step; if not,
         they are one physics step old, as in the CPU task.
+    :cvar feels: whether it needs the forces of contacts.
     :ivar memory: what decides the future beside the physics, shape (num_envs, ...), by name.
     """
 
-    settles = False
+    settles = feels = False
 
     def __init__(self, task: Task, physics: Physics):
         """Take the numbers of a CPU task."""
@@ -84,53 +84,6 @@ class DeviceTask:
         """Return numbers as a tensor on the device."""
         return floats(values, self.device)
 
-
-class RunnerOnDevice(DeviceTask):
-    """HalfCheetah, Hopper and Walker2d of gymnasium."""
-
-    def __init__(self, task: Task, physics: Physics):
-        """Take the numbers of a CPU task."""
-        super().__init__(task, physics)
-        sim = self.sim
-        self.start = self.constant(sim.init_qpos), self.constant(sim.init_qvel)
-        self.falls = hasattr(sim, '_healthy_z_range')
-        self.before = torch.zeros(self.num_envs, device=self.device)
-
-    def begin(self, done: torch.Tensor, draws: Draws) -> None:
-        """Begin near where the model stands."""
-        (qpos, qvel), spread = self.start, self.sim._reset_noise_scale
-        speed = (draws.within(-1.0, 1.0, len(qvel)) if self.falls else draws.normal(len(qvel)))
-        self.physics.reset(done, {'qpos': qpos + draws.within(-spread, spread, len(qpos)),
-                                  'qvel': qvel + spread * speed})
-
-    def command(self, action: torch.Tensor) -> None:
-        """Move the motors, and remember how far it has come."""
-        super().command(action)
-        self.before.copy_(self.qpos[:, 0])
-
-    def observe(self) -> torch.Tensor:
-        """Return positions, but how far it has come, and velocities."""
-        speed = self.qvel.clamp(-10.0, 10.0) if self.falls else self.qvel
-        return torch.cat([self.qpos[:, 1:], speed], 1)
-
-    def judge(self, action: torch.Tensor):
-        """Reward its speed and, of those that may fall, that it stands; actions cost."""
-        sim = self.sim
-        speed = (self.qpos[:, 0] - self.before) / sim.dt
-        reward = (sim._forward_reward_weight * speed
-                  - sim._ctrl_cost_weight * action.square().sum(1))
-        if not self.falls:
-            return reward, None, None
-        stands = self._stands()
-        return reward + sim._healthy_reward * stands, ~stands, None
-
-    def _stands(self):
-        sim, (low, high), (least, most) = (
-            self.sim, self.sim._healthy_z_range, self.sim._healthy_angle_range)
-        height, angle = self.qpos[:, 1], self.qpos[:, 2]
-        stands = (height > low) & (height < high) & (angle > least) & (angle < most)
-        if hasattr(sim, '_healthy_state_range'):
-            low, high = sim._healthy_state_range
-            state = torch.cat([self.qpos, self.qvel], 1)[:, 2:]
-            stands = stands & ((state > low) & (state < high)).all(1)
-        return stands
+    def places(self, values) -> torch.Tensor:
+        """Return places in an array as a tensor on the device."""
+        return torch.tensor(np.asarray(values, np.int64), device=self.device)

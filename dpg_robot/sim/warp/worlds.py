@@ -21,8 +21,14 @@ from typing import Any
 import torch
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.sim.mujoco_tasks import Runner
+from dpg_robot.sim.fetch import FetchReach
+from dpg_robot.sim.hand import HandReach
+from dpg_robot.sim.mujoco_tasks import Ant, Reacher, Runner
 from dpg_robot.sim.noise import StochasticWorld
+from dpg_robot.sim.rate_limit import RateLimitedWorld
+from dpg_robot.sim.robot_task import Reach, Track
+from dpg_robot.sim.warp.goals import FetchReachOnDevice, HandReachOnDevice
+from dpg_robot.sim.warp.locomotion import AntOnDevice, ReacherOnDevice, RunnerOnDevice
 from dpg_robot.sim.warp.noise import (
     DeviceCommandNoise,
     DeviceMemory,
@@ -30,9 +36,11 @@ from dpg_robot.sim.warp.noise import (
     Draws,
 )
 from dpg_robot.sim.warp.physics import Physics
-from dpg_robot.sim.warp.tasks import RunnerOnDevice
+from dpg_robot.sim.warp.robot import DeviceLimiter, ReachOnDevice, TrackOnDevice
 
-ON_DEVICE = {Runner: RunnerOnDevice}
+ON_DEVICE = {
+    FetchReach: FetchReachOnDevice, HandReach: HandReachOnDevice, Runner: RunnerOnDevice,
+    Ant: AntOnDevice, Reacher: ReacherOnDevice, Reach: ReachOnDevice, Track: TrackOnDevice}
 
 
 class DeviceWorlds:
@@ -58,11 +66,15 @@ class DeviceWorlds:
         self.single_observation_space = world.observation_space
         self.single_action_space = world.action_space
         self._episode_steps, self._num_alive = task.episode_steps, task.policy_spec.action_dim
-        self.physics = Physics(task.sim.model, num_envs, device, _sim_steps(task.sim))
-        self.task = ON_DEVICE[type(task)](task, self.physics)
+        kind = ON_DEVICE[type(task)]
+        self.physics = Physics(task.sim.model, num_envs, device, _sim_steps(task.sim),
+                               feels=kind.feels)
+        self.task = kind(task, self.physics)
         self.draws = Draws(num_envs, device)
         self._memory = DeviceMemory(num_envs, device)
         self._command = DeviceCommandNoise(world.noise, self.policy_spec, self._memory)
+        self._limiter = DeviceLimiter(self.policy_spec, self._memory) \
+            if isinstance(world, RateLimitedWorld) else None
         self._observation = DeviceObservationNoise(world.noise, self.policy_spec, self._memory)
         self.steps = torch.zeros(num_envs, dtype=torch.int32, device=device)
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=device)
@@ -86,6 +98,8 @@ class DeviceWorlds:
         :return: observations, rewards, terminations, truncations, and an info with ``final_obs``,
             ``executed_action`` and, if the task knows it, ``success`` (0 or 1).
         """
+        if self._limiter is not None:
+            actions = self._limiter(actions)
         executed = self._command(actions, self.draws)
         self.task.command(executed[:, :self._num_alive])
         self.physics.step()
@@ -107,7 +121,10 @@ class DeviceWorlds:
         self.steps.mul_(~done)
         self._memory.begin(done, self.draws)
         self.task.begin(done, self.draws)
-        self._command.hold(done, self._held_action())
+        held = self._held_action()
+        self._command.hold(done, held)
+        if self._limiter is not None:
+            self._limiter.begin(done, held)
         return self._observation.first(self.task.observe(), done, self.draws)
 
     def _held_action(self):
@@ -177,5 +194,5 @@ def _find(name):
 
 
 def _sim_steps(sim):
-    return getattr(sim, 'frame_skip', None) or getattr(sim, 'n_substeps', None) or \
-        sim.robot.sim_steps
+    """Return the physics steps in a control period."""
+    return round(sim.dt / sim.model.opt.timestep)
