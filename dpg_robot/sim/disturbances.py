@@ -131,8 +131,8 @@ class Pushes:
         names = [sim.model.body(i).name for i in range(1, sim.model.nbody)]
         for name in config:
             _check_name(name, names, 'noise.pushes', 'a body', task)
-        self._sim, self._dt, self._config = sim, control_dt, tuple(config.values())
-        self._bodies = [sim.model.body(name).id for name in config]
+        self._dt, self._config = control_dt, tuple(config.values())
+        self._forces = [sim.data.body(name).xfrc_applied[:3] for name in config]
         self.memory = np.zeros((len(config), 5))
 
     def begin(self, rng: np.random.Generator) -> None:
@@ -142,8 +142,12 @@ class Pushes:
 
     def step(self, rng: np.random.Generator) -> None:
         """Apply the forces of the coming control period, each averaged over it."""
-        for body, push, memory in zip(self._bodies, self._config, self.memory):
-            self._sim.data.xfrc_applied[body, :3] = self._mean_force(push, memory, rng)
+        for force, push, memory in zip(self._forces, self._config, self.memory):
+            wait, left = memory[:2].tolist()
+            if wait >= self._dt and not left:  # nearly always; so it has to be quick
+                memory[0], force[:] = wait - self._dt, 0.0
+            else:
+                force[:] = self._mean_force(push, memory, rng)
 
     def _mean_force(self, push, memory, rng):
         rest, impulse = self._dt, np.zeros(3)

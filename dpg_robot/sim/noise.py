@@ -172,7 +172,7 @@ class StochasticWorld(gymnasium.Wrapper):
         spec = task.policy_spec
         self.noise = config
         self._noise, self._row = noise or Noise(config, spec), row
-        self._rows = slice(row, row + 1)
+        self._rows = slice(row, row + 1) if noise else ALL
         self._physics: dict[str, Pushes | RandomModel] = {}
         if _is_on(asdict(config.randomize)):
             self._physics['model'] = RandomModel(task.unwrapped.sim, spec.task, config.randomize)

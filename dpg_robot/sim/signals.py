@@ -16,11 +16,16 @@
 
 Arrays have a first axis for the worlds. Each world draws from a generator of its own, so its
 noise depends on its own seed alone, never on how many others there are.
+
+For one world, arrays are so small that a step costs as much as it has calls of numpy: about
+0.2 us for arrays of one shape, twice to four times that with a number of Python's or where shapes
+differ. So constants are arrays, of the shape that they meet in one world.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 import math
 from typing import Any, TYPE_CHECKING
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from dpg_robot.sim.noise import NoiseConfig
 
 ALL = slice(None)
+LOWEST, HIGHEST = np.array(-1.0), np.array(1.0)
 QUATERNION = [f'orientation.{axis}' for axis in 'wxyz']
 
 
@@ -50,46 +56,62 @@ class Gaussian:
         self.keep = math.exp(-dt / time_constant_s) if std and time_constant_s else 0.0
         self.add = std * math.sqrt(1.0 - self.keep ** 2)
 
-    def step(self, last: np.ndarray | None, xi: np.ndarray) -> np.ndarray:
-        """Return the next values, from standard normal draws; ``last``, if any, becomes them."""
-        value = self.add * xi
-        if last is not None:
-            value += self.keep * last
-            last[:] = value
-        return value
-
 
 def delayed(history: np.ndarray, newest: np.ndarray, latency: np.ndarray | float,
             is_angle: np.ndarray | None = None, quaternions: Sequence[slice] = ()) -> np.ndarray:
     """Put the newest values into a delay line and return those of ``latency`` periods ago.
+
+    :param latency: 0 to periods - 2, broadcast to (worlds, dim).
+    :return: as :func:`between`, which also has the other parameters.
+    """
+    return between(history, newest, *neighbours(latency, history.shape), is_angle, quaternions)
+
+
+def neighbours(latency: np.ndarray | float, shape: tuple[int, int, int]):
+    """Return where in a delay line of this shape is what comes next after values so old.
+
+    :return: its places, shape (worlds, dim), and the part of a period from there to the values.
+    """
+    whole = np.floor(latency)
+    return (whole * shape[2] + _newest_places(shape)).astype(int), latency - whole
+
+
+@cache
+def _newest_places(shape):
+    worlds, periods, dim = shape
+    return np.arange(dim) + np.arange(float(worlds))[:, None] * periods * dim
+
+
+def between(history: np.ndarray, newest: np.ndarray, at: np.ndarray, fraction: np.ndarray,
+            is_angle: np.ndarray | None = None, quaternions: Sequence[slice] = ()) -> np.ndarray:
+    """Put the newest values into a delay line and return some between older ones.
 
     Fractions of a period blend two neighbours. For a zero-order hold that is its mean over the
     coming period; for samples of a signal it is their linear interpolation.
 
     :param history: newest first, shape (worlds, periods, dim).
     :param newest: shape (worlds, dim).
-    :param latency: 0 to periods - 2, broadcast to (worlds, dim).
+    :param at: places of the newer ones, and ``fraction``: see :func:`neighbours`.
     :param is_angle: which elements are angles [rad], shape (dim,): between two of them lies the
         shorter arc.
     :param quaternions: places of those, either sign of which is the same orientation.
     """
     history[:, 1:] = history[:, :-1]
     history[:, 0] = newest
-    latency = np.asarray(latency)
-    whole = latency.astype(int)
-    fraction = latency - whole
-    world, element = np.arange(len(newest))[:, None], np.arange(newest.shape[1])
-    newer, older = history[world, whole, element], history[world, whole + 1, element]
+    values = history.reshape(-1)
+    newer, older = values.take(at), values[history.shape[2]:].take(at)
     if is_angle is not None:
         nearest = newer + (older - newer + math.pi) % (2 * math.pi) - math.pi
         older = np.where(is_angle, nearest, older)
     for places in quaternions:
         across = (newer[:, places] * older[:, places]).sum(1) < 0
         older[across, places] *= -1
-    blend = (1 - fraction) * newer + fraction * older
+    older -= newer
+    older *= fraction
+    older += newer
     for places in quaternions:
-        blend[:, places] /= np.linalg.norm(blend[:, places], axis=1, keepdims=True)
-    return blend
+        older[:, places] /= np.linalg.norm(older[:, places], axis=1, keepdims=True)
+    return older
 
 
 def clip(value: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float) -> np.ndarray:
@@ -97,9 +119,9 @@ def clip(value: np.ndarray, lower: np.ndarray | float, upper: np.ndarray | float
     return np.minimum(np.maximum(value, lower), upper)
 
 
-def dead_zone(command: np.ndarray, width: float) -> np.ndarray:
+def dead_zone(command: np.ndarray, width: np.ndarray | float) -> np.ndarray:
     """Return commands that do nothing up to a size of ``width``, and lose as much beyond."""
-    return np.sign(command) * np.maximum(np.abs(command) - width, 0.0)
+    return command - clip(command, -width, width)
 
 
 class Memory:
@@ -122,35 +144,44 @@ class Memory:
         for name, draw in self._draws.items():
             self.arrays[name][row] = draw(rng)
 
+    def of(self, rows: slice) -> dict[str, np.ndarray]:
+        """Return what some worlds remember, by name; to be changed in place."""
+        if rows is ALL:
+            return self.arrays
+        return {name: array[rows] for name, array in self.arrays.items()}
+
 
 class CommandNoise:
     """From commands to what the actuators carry out."""
 
     def __init__(self, config: NoiseConfig, rate_hz: float, dim: int, memory: Memory):
         """Prepare for commands of size ``dim`` at a control rate [Hz]."""
-        self.config, self.arrays = config, memory.arrays
-        self.additive = Gaussian(config.actuator, config.actuator_time_constant_s, 1 / rate_hz)
-        self.relative = Gaussian(
+        self.config, self.memory = config, memory
+        additive = Gaussian(config.actuator, config.actuator_time_constant_s, 1 / rate_hz)
+        relative = Gaussian(
             config.actuator_relative, config.actuator_relative_time_constant_s, 1 / rate_hz)
-        gaussians = {'additive': self.additive, 'relative': self.relative}
-        self.normals = np.zeros(
-            (memory.num_worlds, sum(noise.std > 0 for noise in gaussians.values()), dim))
+        self.has_additive, self.has_relative = additive.std > 0, relative.std > 0
+        gaussians = [noise for noise in (additive, relative) if noise.std]
+        std, self.keep, self.add = (
+            np.array([[getattr(noise, name)] * dim for noise in gaussians]).reshape(1, -1, dim)
+            for name in ('std', 'keep', 'add'))
+        self.normals = np.zeros((memory.num_worlds, len(gaussians), dim))
         self.uniforms = np.zeros((memory.num_worlds, 2))
-        self.has_uniforms = config.command_loss > 0 or config.command_jitter_s > 0
-        self.latency, self.spread, self.jitter = (rate_hz * value for value in (
-            config.command_latency_s, config.command_latency_spread_s, config.command_jitter_s))
-        for name, noise in gaussians.items():
-            if noise.keep:
-                memory.add(name, dim, draw=lambda rng, std=noise.std: rng.normal(0.0, std, dim))
+        self.loss, self.jitter, self.half_play = map(np.array, (
+            config.command_loss, config.command_jitter_s * rate_hz, config.backlash / 2))
+        self.dead_zone = np.full((1, dim), config.dead_zone) if config.dead_zone else None
+        if self.keep.any():
+            memory.add('gaussian', len(gaussians), dim, draw=lambda rng: rng.normal(0.0, std[0]))
         if config.actuator_bias:
             memory.add('bias', dim, draw=lambda rng: rng.normal(0.0, config.actuator_bias, dim))
         if config.backlash:
             memory.add('play', dim)
         if config.command_loss:
             memory.add('held', dim)
-        if self.spread:
-            memory.add('spread', 1, draw=lambda rng: rng.uniform(0.0, self.spread))
-        if longest := self.latency + self.spread + self.jitter:
+        fixed, spread, jitter = (rate_hz * value for value in (
+            config.command_latency_s, config.command_latency_spread_s, config.command_jitter_s))
+        if longest := fixed + spread + jitter:
+            memory.add('latency', dim, draw=lambda rng: fixed + rng.uniform(0.0, spread))
             memory.add('history', int(longest) + 2, dim)
 
     def hold(self, row: int, command: np.ndarray) -> None:
@@ -158,48 +189,52 @@ class CommandNoise:
         command = clip(command, -1.0, 1.0)
         begins = {'held': command, 'history': command,
                   'play': dead_zone(command, self.config.dead_zone)}
-        for name in begins.keys() & self.arrays.keys():
-            self.arrays[name][row] = begins[name]
+        for name in begins.keys() & self.memory.arrays.keys():
+            self.memory.arrays[name][row] = begins[name]
 
     def __call__(self, command: np.ndarray, rngs: list[np.random.Generator],
                  rows: slice) -> np.ndarray:
         """Return what is carried out, within -1 and 1; shapes (rows, dim)."""
-        config = self.config
-        past = {name: array[rows] for name, array in self.arrays.items()}
-        normals, uniforms = self._draw(rngs, rows)
-        command = clip(command.astype(float), -1.0, 1.0)
-        if config.command_loss:
-            arrived = uniforms[:, :1] >= config.command_loss
-            np.copyto(past['held'], command, where=arrived)
+        past, uniforms = self.memory.of(rows), self.uniforms[rows]
+        if self.loss or self.jitter:
+            _draw_uniforms(rngs, uniforms)
+        command = clip(command.astype(float), LOWEST, HIGHEST)
+        if self.loss:
+            np.copyto(past['held'], command, where=uniforms[:, :1] >= self.loss)
             command = past['held']
         if 'history' in past:
-            latency = self.latency + past.get('spread', 0.0) + self.jitter * uniforms[:, 1:]
+            latency = past['latency']
+            if self.jitter:
+                latency = latency + self.jitter * uniforms[:, 1:]
             command = delayed(past['history'], command, latency)
-        if config.dead_zone:
-            command = dead_zone(command, config.dead_zone)
-        if config.backlash:
-            play, half = past['play'], config.backlash / 2
-            play[:] = command = clip(play, command - half, command + half)
-        return clip(self._disturbed(command, past, normals), -1.0, 1.0)
+        if self.dead_zone is not None:
+            command = dead_zone(command, self.dead_zone)
+        if self.half_play:
+            play = past['play']
+            play[:] = command = clip(play, command - self.half_play, command + self.half_play)
+        return clip(self._disturbed(command, past, rngs, rows), LOWEST, HIGHEST)
 
-    def _disturbed(self, command, past, normals):
+    def _disturbed(self, command, past, rngs, rows):
+        noise = self._gaussians(past, rngs, rows)
         result = command
-        if self.relative.std:
-            result = result + command * self.relative.step(past.get('relative'), normals[:, -1])
+        if self.has_relative:
+            result = result + command * noise[:, -1]
         if 'bias' in past:
             result = result + past['bias']
-        if self.additive.std:
-            result = result + self.additive.step(past.get('additive'), normals[:, 0])
+        if self.has_additive:
+            result = result + noise[:, 0]
         return result
 
-    def _draw(self, rngs, rows):
-        normals, uniforms = self.normals[rows], self.uniforms[rows]
-        for i, rng in enumerate(rngs):
-            if normals.size:
-                rng.standard_normal(out=normals[i])
-            if self.has_uniforms:
-                rng.random(out=uniforms[i])
-        return normals, uniforms
+    def _gaussians(self, past, rngs, rows):
+        xi = self.normals[rows]
+        _draw_normals(rngs, xi)
+        xi *= self.add
+        if 'gaussian' not in past:
+            return xi
+        last = past['gaussian']
+        last *= self.keep
+        last += xi
+        return last
 
 
 class ObservationNoise:
@@ -210,29 +245,30 @@ class ObservationNoise:
 
         :raises SpecError: if the noise names a term that the spec lacks.
         """
-        self.arrays = memory.arrays
-        self.std = per_element(spec, config.observation, 'observation')
-        bias = per_element(spec, config.observation_bias, 'observation_bias')
-        loss = per_element(spec, config.observation_loss, 'observation_loss')
-        latency = per_element(spec, config.observation_latency_s, 'observation_latency_s')
-        self.latency, dim = latency * spec.control_rate_hz, len(latency)
-        sizes = [term.size for term in spec.observation]
-        self.term = np.repeat(np.arange(len(sizes)), sizes)
-        self.loss, self.num_terms = loss, len(sizes)
+        self.memory = memory
+        std, bias, self.loss, latency = (
+            per_element(spec, getattr(config, key), key)[None] for key in (
+                'observation', 'observation_bias', 'observation_loss', 'observation_latency_s'))
+        sizes, dim, worlds = [term.size for term in spec.observation], std.size, memory.num_worlds
+        self.std, self.term = std, np.repeat(np.arange(len(sizes)), sizes)
+        self.normals, self.uniforms = np.zeros((worlds, dim)), np.zeros((worlds, len(sizes)))
         if bias.any():
-            memory.add('observation_bias', dim, draw=lambda rng: rng.normal(0.0, bias))
+            memory.add('observation_bias', dim, draw=lambda rng: rng.normal(0.0, bias[0]))
         if latency.any():
             is_angle = np.repeat([term.unit == 'rad' for term in spec.observation], sizes)
-            self.is_angle = is_angle if (is_angle & (latency > 0)).any() else None
+            self.is_angle = is_angle if (is_angle & (latency[0] > 0)).any() else None
             self.quaternions = [
                 slice(first, first + 4) for first, term in zip(np.cumsum([0, *sizes]),
                                                                spec.observation)
-                if latency[first] and [field[-13:] for field in term.fields] == QUATERNION]
-            memory.add('observation_history', int(self.latency.max()) + 2, dim)
-        if loss.any():
+                if latency[0, first] and [field[-13:] for field in term.fields] == QUATERNION]
+            periods = latency * spec.control_rate_hz
+            memory.add('observation_history', int(periods.max()) + 2, dim)
+            self.at, self.fraction = neighbours(
+                periods, memory.arrays['observation_history'].shape)
+        if self.loss.any():
             memory.add('shown', dim)
-        self.has_white = bool(self.std.any())
-        self.is_on = bool(self.has_white or bias.any() or latency.any() or loss.any())
+        self.has_white = bool(std.any())
+        self.is_on = any(values.any() for values in (std, bias, latency, self.loss))
 
     def __call__(self, obs: np.ndarray, rngs: list[np.random.Generator], rows: slice,
                  first: bool) -> np.ndarray:
@@ -242,22 +278,42 @@ class ObservationNoise:
         """
         if not self.is_on:
             return obs
-        past = {name: array[rows] for name, array in self.arrays.items()}
+        past = self.memory.of(rows)
         if 'observation_history' in past:
             if first:
                 past['observation_history'][:] = obs[:, None]
-            obs = delayed(past['observation_history'], obs, self.latency, self.is_angle,
-                          self.quaternions)
+            obs = between(past['observation_history'], obs, self.at[:len(obs)], self.fraction,
+                          self.is_angle, self.quaternions)
         if 'observation_bias' in past:
             obs = obs + past['observation_bias']
         if self.has_white:
-            obs = obs + self.std * [rng.standard_normal(obs.shape[1]) for rng in rngs]
+            noise = self.normals[rows]
+            _draw_normals(rngs, noise)
+            noise *= self.std
+            obs = obs + noise
         if 'shown' in past:
-            if not first:
-                drawn = np.array([rng.random(self.num_terms) for rng in rngs])
-                obs = np.where(drawn[:, self.term] < self.loss, past['shown'], obs)
-            past['shown'][:] = obs
+            obs = self._shown(obs, past['shown'], rngs, rows, first)
         return obs
+
+    def _shown(self, obs, shown, rngs, rows, first):
+        comes = True
+        if not first:
+            uniforms = self.uniforms[rows]
+            _draw_uniforms(rngs, uniforms)
+            comes = uniforms.take(self.term, axis=1) >= self.loss
+        np.copyto(shown, obs, where=comes)
+        return shown.copy()
+
+
+# Into arrays that are there already, whose first axis is that of the generators.
+def _draw_normals(rngs, values):
+    for rng, own in zip(rngs, values):
+        rng.standard_normal(out=own)
+
+
+def _draw_uniforms(rngs, values):
+    for rng, own in zip(rngs, values):
+        rng.random(out=own)
 
 
 def per_element(spec: PolicySpec, values: dict[str, float], key: str) -> np.ndarray:
