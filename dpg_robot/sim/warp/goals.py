@@ -91,7 +91,7 @@ class FetchReachOnDevice(_GoalOnDevice):
 
     def finish(self) -> None:
         """Keep the fingers where they are."""
-        self.qpos[:, self.fingers] = 0.0
+        self.qpos.index_fill_(1, self.fingers, 0.0)
         super().finish()
 
     def achieved(self) -> torch.Tensor:

@@ -139,14 +139,20 @@ class DeviceCommandNoise:
     def _disturbed(self, command, draws):
         result, memory = command, self.memory
         if self.relative.std:
-            result = result + command * self.relative.step(
-                memory.get('relative'), draws.normal(command.shape[1]))
+            result = result + command * _next(
+                self.relative, memory.get('relative'), draws.normal(command.shape[1]))
         if 'bias' in memory:
             result = result + memory['bias']
         if self.additive.std:
-            result = result + self.additive.step(
-                memory.get('additive'), draws.normal(command.shape[1]))
+            result = result + _next(
+                self.additive, memory.get('additive'), draws.normal(command.shape[1]))
         return result
+
+
+def _next(noise, last, xi):
+    """Return the next values from standard normal draws; ``last``, if any, becomes them."""
+    value = noise.add * xi
+    return value if last is None else last.copy_(value + noise.keep * last).clone()
 
 
 class DeviceObservationNoise:

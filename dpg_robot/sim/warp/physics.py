@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
-from typing import NamedTuple
 import warnings
 
 import mujoco
@@ -32,17 +31,8 @@ from dpg_robot.contract.strict import SpecError
 # What MuJoCo's state is made of, and what a world that begins anew loses.
 STATE = ('qpos', 'qvel', 'act', 'qacc_warmstart', 'ctrl', 'xfrc_applied', 'mocap_pos',
          'mocap_quat', 'time')
-
-
-class Room(NamedTuple):
-    """Memory that is set apart; None for what mujoco_warp guesses from the model.
-
-    :param contacts: of a world on average.
-    :param constraints: of each world.
-    """
-
-    contacts: int | None = None
-    constraints: int | None = None
+# Numbers of the model that mujoco_warp keeps in a part of it.
+_ELSEWHERE = {'gravity': 'opt', 'meaninertia': 'stat'}
 
 
 class Physics:
@@ -56,10 +46,11 @@ class Physics:
     """
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, device: torch.device, sim_steps: int,
-                 room: Room = Room(), own: tuple[str, ...] = (), feels: bool = False):
+                 contacts: int, own: tuple[str, ...] = (), feels: bool = False):
         """Bring a model to the device.
 
         :param sim_steps: physics steps in a control period.
+        :param contacts: room for so many in each world.
         :param own: numbers of the model that each world has for itself, by their names there.
         :param feels: whether the forces of contacts are computed after each control period.
         :raises SpecError: if the device cannot simulate this model, or has too little memory.
@@ -71,14 +62,17 @@ class Physics:
             warp.config.log_level = warp.LOG_ERROR
         warp.init()
         self._warp_device = warp.device_from_torch(device)
-        batch = {name: num_envs for name in own if name != 'gravity'}
+        batch = {name: num_envs for name in own if name not in _ELSEWHERE}
         with warp.ScopedDevice(self._warp_device):
-            self._model, self._data = _bring(model, num_envs, room, batch)
+            self._model, self._data = _bring(model, num_envs, contacts, batch)
             # What overflows is reported by :meth:`overflow`, and not from within kernels.
             self._model.opt.warn_overflow = False
-            if 'gravity' in own:
-                gravity = [model.opt.gravity.tolist()] * num_envs
-                self._model.opt.gravity = warp.array(gravity, dtype=warp.vec3)
+            if self._warp_device.is_cuda:
+                self._model.opt.graph_conditional = warp.is_conditional_graph_supported()
+            for name in _ELSEWHERE.keys() & set(own):
+                shared = self._field(name)
+                each = warp.array(np.repeat(shared.numpy(), num_envs, 0), dtype=shared.dtype)
+                setattr(getattr(self._model, _ELSEWHERE[name]), name, each)
             warp.synchronize_device()
         self.data = {name: self.view(name) for name in STATE}
         self.model = {name: warp.to_torch(self._field(name)) for name in own}
@@ -91,7 +85,8 @@ class Physics:
         self._graphs = {}
 
     def _field(self, name):
-        return getattr(self._model.opt if name == 'gravity' else self._model, name)
+        place = _ELSEWHERE.get(name)
+        return getattr(getattr(self._model, place) if place else self._model, name)
 
     def view(self, name: str) -> torch.Tensor:
         """Return an array of MuJoCo's data as a tensor that shares its memory."""
@@ -172,17 +167,26 @@ def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
         tensor.copy_(torch.where(rows, value, tensor))
 
 
-def _bring(model, num_envs, room, batch):
+def _bring(model, num_envs, contacts, batch):
     try:
         on_device = _put_model(model, batch)
-        data = mujoco_warp.make_data(model, num_envs, nconmax=room.contacts,
-                                     njmax=room.constraints)
+        data = mujoco_warp.make_data(model, num_envs, nconmax=contacts,
+                                     njmax=_most_constraints(model, contacts))
     except NotImplementedError as error:
         raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
     except (MemoryError, RuntimeError) as error:
         raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
                         f'{error}') from error
     return on_device, data
+
+
+def _most_constraints(model, contacts):
+    """Return how many rows of constraints a world has at most with so many contacts."""
+    # A weld takes six; a friction cone is a pyramid of two for each of its directions.
+    of_contact = 2 * max(1, model.geom_condim.max() - 1)
+    return int(6 * model.neq + (model.dof_frictionloss > 0).sum() + model.ntendon
+               + (model.tendon_frictionloss > 0).sum() + model.jnt_limited.sum()
+               + of_contact * contacts)
 
 
 def _put_model(model, batch):

@@ -32,10 +32,12 @@ class DeviceTask:
     :cvar settles: whether the positions of bodies are brought up to date after a step; if not,
         they are one physics step old, as in the CPU task.
     :cvar feels: whether it needs the forces of contacts.
+    :cvar contacts: room for so many in each world.
     :ivar memory: what decides the future beside the physics, shape (num_envs, ...), by name.
     """
 
     settles = feels = False
+    contacts = 32
 
     def __init__(self, task: Task, physics: Physics):
         """Take the numbers of a CPU task."""

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.sim.disturbances import RandomizeConfig
 from dpg_robot.sim.fetch import FetchReach
 from dpg_robot.sim.hand import HandReach
 from dpg_robot.sim.mujoco_tasks import Ant, Reacher, Runner
 from dpg_robot.sim.noise import StochasticWorld
 from dpg_robot.sim.rate_limit import RateLimitedWorld
 from dpg_robot.sim.robot_task import Reach, Track
+from dpg_robot.sim.warp.bodies import DevicePushes, ModelPool
 from dpg_robot.sim.warp.goals import FetchReachOnDevice, HandReachOnDevice
 from dpg_robot.sim.warp.locomotion import AntOnDevice, ReacherOnDevice, RunnerOnDevice
 from dpg_robot.sim.warp.noise import (
@@ -41,6 +43,14 @@ from dpg_robot.sim.warp.robot import DeviceLimiter, ReachOnDevice, TrackOnDevice
 ON_DEVICE = {
     FetchReach: FetchReachOnDevice, HandReach: HandReachOnDevice, Runner: RunnerOnDevice,
     Ant: AntOnDevice, Reacher: ReacherOnDevice, Reach: ReachOnDevice, Track: TrackOnDevice}
+# MuJoCo takes numbers beyond this for a simulation that has diverged.
+MOST = 1e10
+TROUBLE = (
+    'an action for {task} must be finite, got one that is not',
+    'the simulation of {task} must stay finite, but its physics diverged: take a shorter physics '
+    'time step, lower gains, or narrower ranges to randomize',
+    'a world of {task} must have no more contacts than there is room for on the device '
+    '({contacts}), but had more')
 
 
 class DeviceWorlds:
@@ -66,18 +76,27 @@ class DeviceWorlds:
         self.single_observation_space = world.observation_space
         self.single_action_space = world.action_space
         self._episode_steps, self._num_alive = task.episode_steps, task.policy_spec.action_dim
-        kind = ON_DEVICE[type(task)]
+        kind, noise = ON_DEVICE[type(task)], world.noise
+        self._pool = ModelPool(task.sim.model, self.policy_spec.task, noise.randomize, device) \
+            if noise.randomize != RandomizeConfig() else None
         self.physics = Physics(task.sim.model, num_envs, device, _sim_steps(task.sim),
-                               feels=kind.feels)
+                               own=tuple(self._pool.fields) if self._pool else (),
+                               contacts=kind.contacts, feels=kind.feels)
         self.task = kind(task, self.physics)
         self.draws = Draws(num_envs, device)
         self._memory = DeviceMemory(num_envs, device)
-        self._command = DeviceCommandNoise(world.noise, self.policy_spec, self._memory)
+        self._command = DeviceCommandNoise(noise, self.policy_spec, self._memory)
         self._limiter = DeviceLimiter(self.policy_spec, self._memory) \
             if isinstance(world, RateLimitedWorld) else None
-        self._observation = DeviceObservationNoise(world.noise, self.policy_spec, self._memory)
+        self._observation = DeviceObservationNoise(noise, self.policy_spec, self._memory)
+        self._pushes = DevicePushes(task.sim.model, noise.pushes, self.policy_spec.control_dt,
+                                    self.physics, self._memory) if noise.pushes else None
         self.steps = torch.zeros(num_envs, dtype=torch.int32, device=device)
         self._never = torch.zeros(num_envs, dtype=torch.bool, device=device)
+        # What went wrong so far, on the device, and as far as the host has been told.
+        self._trouble = torch.zeros(len(TROUBLE), dtype=torch.bool, device=device)
+        self._told = torch.zeros(len(TROUBLE), dtype=torch.bool, pin_memory=device.type == 'cuda')
+        self._told_on_host = self._told.numpy()
 
     @torch.no_grad()
     def reset(self, seed: int | None = None) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -85,9 +104,13 @@ class DeviceWorlds:
 
         :param seed: makes everything that follows repeatable, for this number of worlds.
         :return: observations, shape (num_envs, obs_dim), float32, and an empty info.
+        :raises SpecError: as :meth:`check`, of the worlds as they were.
         """
+        self.check()
         if seed is not None:
             self.draws.generator.manual_seed(seed)
+            if self._pool is not None:
+                self._pool.seed(seed)
         return self._begin(~self._never), {}
 
     @torch.no_grad()
@@ -97,15 +120,24 @@ class DeviceWorlds:
         :param actions: normalised, shape (num_envs, action_dim), float32.
         :return: observations, rewards, terminations, truncations, and an info with ``final_obs``,
             ``executed_action`` and, if the task knows it, ``success`` (0 or 1).
+        :raises SpecError: as :meth:`check`, of a step before; how long before depends on how far
+            the device is behind.
         """
+        if self._told_on_host.any():  # nothing waits
+            self.check()
+        told = actions
         if self._limiter is not None:
             actions = self._limiter(actions)
         executed = self._command(actions, self.draws)
+        if self._pushes is not None:
+            self._pushes.step(self.draws)
         self.task.command(executed[:, :self._num_alive])
         self.physics.step()
         self.task.finish()
         reward, terminated, success = self.task.judge(executed[:, :self._num_alive])
-        final_obs = self._observation(self.task.observe(), self.draws)
+        true_obs = self.task.observe()
+        self._watch(told, true_obs)
+        final_obs = self._observation(true_obs, self.draws)
         self.steps += 1
         truncated = self.steps >= self._episode_steps
         terminated = self._never.clone() if terminated is None else terminated
@@ -120,6 +152,8 @@ class DeviceWorlds:
         """Begin episodes of some worlds; return their first observations."""
         self.steps.mul_(~done)
         self._memory.begin(done, self.draws)
+        if self._pool is not None:
+            self._pool.begin(done, self.physics, self.draws)
         self.task.begin(done, self.draws)
         held = self._held_action()
         self._command.hold(done, held)
@@ -132,16 +166,32 @@ class DeviceWorlds:
         held[:, :self._num_alive] = self.task.held_action
         return held
 
-    def check(self) -> None:
-        """Check what cannot be checked in a step without waiting for the device.
+    def _watch(self, actions, obs):
+        """Note what went wrong in a step, and tell the host when the device comes to it."""
+        self._trouble |= torch.stack([
+            ~actions.isfinite().all(), ~(obs.abs() < MOST).all(), self.physics.overflow().any()])
+        self._told.copy_(self._trouble, non_blocking=True)
 
-        :raises SpecError: if a world had no room for its contacts.
+    def check(self) -> None:
+        """Check what a step does not wait for; this does.
+
+        :raises SpecError: if an action was not finite, the physics diverged, or a world had no
+            room for its contacts.
         """
-        if self.physics.overflow().any():
-            raise SpecError('max_contacts must be larger')
+        trouble = self._trouble.tolist()
+        self._trouble.zero_()
+        self._told.zero_()
+        for what, is_so in zip(TROUBLE, trouble):
+            if is_so:
+                raise SpecError(what.format(task=self.policy_spec.task,
+                                            contacts=self.task.contacts))
 
     def get_state(self) -> dict[str, torch.Tensor]:
-        """Return everything that decides the future."""
+        """Return everything that decides the future.
+
+        :raises SpecError: as :meth:`check`.
+        """
+        self.check()
         return {name: tensor.clone() for name, tensor in self._state()} | {
             'generator': self.draws.generator.get_state()}
 
@@ -150,10 +200,12 @@ class DeviceWorlds:
         for name, tensor in self._state():
             tensor.copy_(state[name])
         self.draws.generator.set_state(state['generator'].cpu())
-        self.task.finish()
+        self.physics.settle()
 
     def _state(self):
-        for room, tensors in (('physics', self.physics.data), ('task', self.task.memory),
+        pool = {} if self._pool is None else self._pool.fields
+        for room, tensors in (('physics', self.physics.data), ('model', self.physics.model),
+                              ('pool', pool), ('task', self.task.memory),
                               ('noise', self._memory.tensors)):
             yield from ((f'{room}/{name}', tensor) for name, tensor in tensors.items())
         yield 'steps', self.steps
@@ -190,6 +242,8 @@ def _find(name):
         if (device.index or 0) >= torch.cuda.device_count():
             raise SpecError(f'device must be one that this machine has (cuda:0 to cuda:'
                             f'{torch.cuda.device_count() - 1}), got {name}')
+        if device.index is None:
+            device = torch.device('cuda', torch.cuda.current_device())
     return device
 
 
