@@ -24,7 +24,7 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.sim.disturbances import RandomizeConfig
 from dpg_robot.sim.fetch import FetchReach
 from dpg_robot.sim.hand import HandReach
-from dpg_robot.sim.mujoco_tasks import Ant, Reacher, Runner
+from dpg_robot.sim.mujoco_tasks import Ant, Reacher, Runner, RUNNERS
 from dpg_robot.sim.noise import StochasticWorld
 from dpg_robot.sim.rate_limit import RateLimitedWorld
 from dpg_robot.sim.robot_task import Reach, Track
@@ -43,6 +43,7 @@ from dpg_robot.sim.warp.robot import DeviceLimiter, ReachOnDevice, TrackOnDevice
 ON_DEVICE = {
     FetchReach: FetchReachOnDevice, HandReach: HandReachOnDevice, Runner: RunnerOnDevice,
     Ant: AntOnDevice, Reacher: ReacherOnDevice, Reach: ReachOnDevice, Track: TrackOnDevice}
+KNOWN = ('fetch_reach', 'hand_reach', 'reach', 'track', 'reacher', *RUNNERS, 'ant')
 # MuJoCo takes numbers beyond this for a simulation that has diverged.
 MOST = 1e10
 TROUBLE = (
@@ -223,8 +224,8 @@ def build(world: StochasticWorld, num_envs: int, device: str) -> DeviceWorlds:
     if num_envs < 1:
         raise SpecError(f'num_envs must be at least 1, got {num_envs}')
     if type(world.unwrapped) not in ON_DEVICE:
-        raise SpecError(f'world.task must be one with a version for devices, got '
-                        f'{world.policy_spec.task}')
+        raise SpecError(f'world.task must be one with a version for devices ({", ".join(KNOWN)}), '
+                        f'got {world.policy_spec.task}')
     return DeviceWorlds(world, num_envs, _find(device))
 
 

@@ -1,0 +1,247 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Worlds on a device keep to their interface: episodes, seeds, states, errors, no waiting."""
+
+import sys
+
+from device import make_worlds
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
+from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.warp.locomotion import RunnerOnDevice
+from dpg_robot.sim.world import make_device_vector, make_world, WorldConfig
+
+EVERYTHING = NoiseConfig(
+    actuator=0.1, actuator_time_constant_s=0.1, actuator_relative=0.1, actuator_bias=0.05,
+    dead_zone=0.02, backlash=0.02, command_latency_s=0.01, command_latency_spread_s=0.05,
+    command_jitter_s=0.02, command_loss=0.1, observation={'joint_velocity': 0.1},
+    observation_bias={'height': 0.01}, observation_latency_s={'joint_position': 0.06},
+    observation_loss={'height': 0.2},
+    pushes={'torso': PushConfig(2.0, (5.0, 20.0), 0.1, ('x', 'z'))},
+    randomize=RandomizeConfig(friction={'floor': (0.2, 0.6)}, gravity_m_s2=(9.0, 10.0),
+                              scale=ScaleConfig(mass=(0.8, 1.2), damping=(0.5, 2.0))))
+
+
+@pytest.fixture(scope='module')
+def noisy():
+    """Return worlds with every kind of noise."""
+    worlds = make_worlds('half_cheetah', 5, noise=EVERYTHING)
+    yield worlds
+    worlds.close()
+
+
+def run(worlds, steps, seed=0):
+    """Return the observations of some steps with random actions."""
+    generator = torch.Generator().manual_seed(seed)
+    return [worlds.step(2 * torch.rand(worlds.num_envs, worlds.policy_spec.action_dim,
+                                       generator=generator) - 1)[0] for _ in range(steps)]
+
+
+def test_everything_is_a_tensor_of_the_right_shape(noisy):
+    obs, info = noisy.reset(seed=0)
+    assert obs.shape == (5, 17) and obs.dtype == torch.float32 and info == {}
+    obs, reward, terminated, truncated, info = noisy.step(torch.zeros(5, 6))
+    assert obs.shape == info['final_obs'].shape == (5, 17)
+    assert reward.shape == terminated.shape == truncated.shape == (5,)
+    assert terminated.dtype == truncated.dtype == torch.bool
+    assert info['executed_action'].shape == (5, 6) and 'success' not in info
+    assert {tensor.dtype for tensor in (obs, reward, *info.values())} == {torch.float32}
+
+
+def test_worlds_describe_themselves_as_the_cpu_world_does():
+    worlds, world = make_worlds('fetch_reach', 2), make_world(WorldConfig('fetch_reach'))
+    assert worlds.policy_spec == world.policy_spec
+    assert worlds.achieved_goal == world.achieved_goal == (0, 1, 2)
+    assert worlds.single_observation_space == world.observation_space
+    assert worlds.single_action_space == world.action_space
+    assert worlds.num_envs == 2 and worlds.device == torch.device('cpu')
+
+
+def test_a_seed_makes_everything_repeatable(noisy):
+    first, _ = noisy.reset(seed=3)
+    path = run(noisy, 4)
+    again, _ = noisy.reset(seed=3)
+    assert torch.equal(first, again)
+    assert all(map(torch.equal, path, run(noisy, 4)))
+    other, _ = noisy.reset(seed=4)
+    assert not torch.equal(first, other)
+    unseeded, _ = noisy.reset()
+    assert not torch.equal(other, unseeded)
+
+
+def test_a_state_restores_the_future_to_the_bit(noisy):
+    noisy.reset(seed=0)
+    run(noisy, 3)
+    state = noisy.get_state()
+    path = run(noisy, 5)
+    noisy.reset(seed=9)
+    noisy.set_state(state)
+    assert all(map(torch.equal, path, run(noisy, 5)))
+    fresh = make_worlds('half_cheetah', 5, noise=EVERYTHING)
+    fresh.set_state(state)
+    assert all(map(torch.equal, path, run(fresh, 5)))
+
+
+@pytest.mark.parametrize('name', ['fetch_reach', 'reach', 'track', 'reacher', 'hand_reach', 'ant'])
+def test_a_state_restores_other_tasks_too(name):
+    worlds = make_worlds(name, 2, noise=NoiseConfig(actuator=0.1))
+    worlds.reset(seed=0)
+    run(worlds, 2)
+    state = worlds.get_state()
+    path = run(worlds, 3)
+    worlds.set_state(state)
+    assert all(map(torch.equal, path, run(worlds, 3)))
+
+
+def test_an_episode_that_ends_is_reset_and_its_last_observation_kept():
+    worlds = make_worlds('fetch_reach', 3)
+    worlds.reset(seed=0)
+    worlds.steps.copy_(torch.tensor([49, 10, 48]))
+    action = torch.full((3, 3), 0.5)
+    goals = worlds.task.goal.clone()
+    obs, _, terminated, truncated, info = worlds.step(action)
+    assert truncated.tolist() == [True, False, False] and not terminated.any()
+    assert torch.equal(obs[1:], info['final_obs'][1:])
+    assert torch.equal(info['final_obs'][:, 6:], goals)
+    assert not torch.equal(obs[0, 6:], goals[0])
+    np.testing.assert_allclose(obs[0, :3], worlds.task.middle, atol=1e-5)
+    assert (info['final_obs'][0, :3] - worlds.task.middle).norm() > 0.01
+    assert worlds.steps.tolist() == [0, 11, 49]
+    _, _, _, truncated, _ = worlds.step(action)
+    assert truncated.tolist() == [False, False, True]
+
+
+def test_a_world_that_falls_is_terminated_and_only_this_one():
+    worlds = make_worlds('hopper', 3)
+    worlds.reset(seed=0)
+    worlds.physics.data['qpos'][1, 1] = 0.5  # too low to stand
+    obs, reward, terminated, truncated, info = worlds.step(torch.zeros(3, 3))
+    assert terminated.tolist() == [False, True, False] and not truncated.any()
+    assert info['final_obs'][1, 0] < 0.6 < 1.2 < obs[1, 0]
+    assert reward[1] < 0.5 < reward[0]  # no reward for standing
+    assert worlds.steps.tolist() == [1, 0, 1]
+    assert worlds.physics.data['qvel'][1].abs().max() < 0.01
+
+
+class Waits(TorchDispatchMode):
+    """Note what would make the host wait for a GPU."""
+
+    FORBIDDEN = ('_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', 'equal')
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = [index for index in args[1] if index is not None and index.dtype == torch.bool] \
+            if name in ('index', 'index_put_', 'index_put') else []
+        if name in self.FORBIDDEN or masks:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name', ['half_cheetah', 'fetch_reach', 'hand_reach', 'reach', 'track',
+                                  'hopper', 'reacher', 'ant'])
+def test_a_step_never_waits_for_the_device(name, noisy):
+    worlds = noisy if name == 'half_cheetah' else make_worlds(
+        name, 2, noise=NoiseConfig(actuator=0.1, command_latency_s=0.03, command_loss=0.1))
+    worlds.reset(seed=0)
+    action = torch.zeros(worlds.num_envs, worlds.policy_spec.action_dim)
+    with Waits() as waits:
+        worlds.step(action)
+    assert not waits.found
+    with Waits() as waits:  # or nothing would be found
+        assert action[action > 1].sum() == 0
+    assert waits.found == {'index', '_local_scalar_dense'}
+
+
+@pytest.mark.parametrize('break_it, message', [
+    (lambda worlds, action: action.fill_(torch.nan),
+     'an action for half_cheetah must be finite, got one that is not'),
+    (lambda worlds, action: worlds.physics.data['qvel'].fill_(torch.inf),
+     'the simulation of half_cheetah must stay finite, but its physics diverged')])
+def test_what_goes_wrong_is_told_with_the_next_step(break_it, message):
+    worlds, action = make_worlds('half_cheetah', 2), torch.zeros(2, 6)
+    worlds.reset(seed=0)
+    break_it(worlds, action)
+    worlds.step(action)
+    with pytest.raises(SpecError, match=message):
+        worlds.step(torch.zeros(2, 6))
+    worlds.reset(seed=0)
+    worlds.step(torch.zeros(2, 6))
+    worlds.check()
+
+
+def test_too_many_contacts_are_told(monkeypatch):
+    monkeypatch.setattr(RunnerOnDevice, 'contacts', 1)
+    worlds = make_worlds('half_cheetah', 2)
+    worlds.reset(seed=0)
+    worlds.physics.data['qpos'][:, 1] = -0.3  # deep in the floor
+    worlds.step(torch.zeros(2, 6))
+    with pytest.raises(SpecError, match=r'than there is room for on the device \(1\)'):
+        worlds.check()
+
+
+@pytest.mark.parametrize('config, num_envs, device, message', [
+    (WorldConfig('half_cheetah'), 0, 'cpu', 'num_envs must be at least 1, got 0'),
+    (WorldConfig('adroit_door'), 1, 'cpu',
+     'world.task must be one with a version for devices .*half_cheetah.*, got adroit_door'),
+    (WorldConfig('half_cheetah'), 1, 'tpu', 'device must be cpu or cuda, got tpu'),
+    (WorldConfig('half_cheetah'), 1, 'mps', 'device must be cpu or cuda, got mps'),
+    (WorldConfig('half_cheetah', noise=NoiseConfig(observation={'hight': 1.0})), 1, 'cpu',
+     'noise.observation.hight is not an observation term of half_cheetah'),
+    (WorldConfig('half_cheetah', noise=NoiseConfig(
+        pushes={'head': PushConfig(1.0, (1.0, 2.0), 0.1)})), 1, 'cpu',
+     'noise.pushes must name a body of half_cheetah')])
+def test_a_mistake_is_answered_in_one_line(config, num_envs, device, message):
+    with pytest.raises(SpecError, match=message):
+        make_device_vector(config, num_envs, device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
+def test_a_gpu_that_is_missing_is_named():
+    with pytest.raises(SpecError, match='no NVIDIA GPU that torch can use; got cuda'):
+        make_device_vector(WorldConfig('half_cheetah'), 1)
+
+
+def test_warp_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.delitem(sys.modules, 'dpg_robot.sim.warp.worlds')
+    monkeypatch.delitem(sys.modules, 'dpg_robot.sim.warp.physics')
+    monkeypatch.setitem(sys.modules, 'mujoco_warp', None)
+    with pytest.raises(SpecError, match='mujoco-warp, warp-lang and torch must be installed'):
+        make_device_vector(WorldConfig('half_cheetah'), 1, 'cpu')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_does_what_the_cpu_device_does():
+    """The graph of a control period is captured, launched twice, and compared."""
+    paths = []
+    for device in ('cpu', 'cuda'):
+        worlds = make_device_vector(WorldConfig('half_cheetah'), 8, device)
+        worlds.reset(seed=0)
+        state = {name: torch.zeros_like(tensor) for name, tensor in worlds.get_state().items()
+                 if name.startswith('physics/')}
+        state['physics/qpos'][:, 1] = torch.linspace(-0.1, 0.3, 8, device=worlds.device)
+        worlds.set_state(worlds.get_state() | state)
+        actions = torch.linspace(-1, 1, 48, device=worlds.device).reshape(8, 6)
+        paths.append([worlds.step(actions)[0].cpu() for _ in range(2)])
+    for cpu, gpu in zip(*paths):
+        np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-2)
