@@ -14,8 +14,10 @@
 
 """Stochastic worlds in several processes, so that all cores step them.
 
-Actions, observations, rewards and ends of episodes lie in memory that all processes share. A step
-is one short message to each process and one back; with the latter come the infos.
+The process that asks for a step carries out a part of it, so on as many cores as there are
+processes none waits for a core. Actions, observations, rewards and ends of episodes lie in memory
+that all share. A step is one short message to each other process and one back; with the latter
+come the infos.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ import ctypes
 import math
 import multiprocessing
 from multiprocessing.connection import Connection
+import os
 import pickle
 import signal
+import time
 import traceback
 from typing import Any
 
@@ -41,12 +45,14 @@ from dpg_robot.sim.vector import describe, each_seed, each_value
 # A fork would copy locks that other threads hold, those of torch among them.
 _PROCESSES = multiprocessing.get_context('spawn')
 GRACE_S = 5.0
+# How long to stay awake for an answer: chunks end shortly after each other, and waking takes time.
+AWAKE_S = 3e-4
 
 
 class WorkerVector(VectorEnv):
-    """A vector of worlds in chunks, each a vector in a process of its own.
+    """A vector of worlds in chunks, each a vector in a process; the first in this one.
 
-    The processes end when this is closed, or this process ends, however it does.
+    The others end when this is closed, or this process ends, however it does.
     """
 
     def __init__(self, make: Callable[[Any, int], VectorEnv], config: Any, num_envs: int,
@@ -55,20 +61,20 @@ class WorkerVector(VectorEnv):
 
         :param make: a function of a module, which builds a vector from ``config`` and its number
             of worlds; both are pickled.
-        :param workers: 1 to num_envs.
+        :param workers: how many processes, this one among them; 1 to num_envs.
         :raises SpecError: if the configuration is wrong.
         """
-        sample = make(config, 1)  # in this process, where errors are plain
-        describe(self, num_envs, sample.single_observation_space, sample.single_action_space)
-        self.metadata = {**sample.metadata, **self.metadata}
-        sample.close()
+        ends = np.linspace(0, num_envs, workers + 1).astype(int).tolist()
+        self._rows = [slice(*rows) for rows in zip(ends[:-1], ends[1:])]
+        envs = make(config, ends[1])
+        describe(self, num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata = {**envs.metadata, **self.metadata}
         self._board = _Board(num_envs, *self.single_action_space.shape,
                              *self.single_observation_space.shape)
-        ends = np.linspace(0, num_envs, workers + 1).astype(int).tolist()
-        self._workers = [_Worker(make, config, self._board, slice(*rows))
-                         for rows in zip(ends[:-1], ends[1:])]
+        self._chunk = _Chunk(envs, self._board, self._rows[0])
+        self._workers = [_Worker(make, config, self._board, rows) for rows in self._rows[1:]]
         try:
-            self._gather()
+            self._gather(lambda: None)
         except BaseException:
             self.close()
             raise
@@ -76,7 +82,7 @@ class WorkerVector(VectorEnv):
     def reset(self, *, seed: int | list[int | None] | None = None, options: dict | None = None):
         """Start an episode in every world; see :class:`dpg_robot.sim.vector.VectorWorld`."""
         seeds = each_seed(seed, self.num_envs)
-        infos = self._ask('reset', [(seeds[worker.rows], options) for worker in self._workers])
+        infos = self._ask('reset', [(seeds[rows], options) for rows in self._rows])
         return self._board.obs.copy(), self._joined(infos)
 
     def step(self, actions: np.ndarray):
@@ -92,7 +98,7 @@ class WorkerVector(VectorEnv):
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Return an attribute of every world, or what it returns if it is a method."""
-        parts = self._ask('call', [(name, args, kwargs)] * len(self._workers))
+        parts = self._ask('call', [(name, args, kwargs)] * len(self._rows))
         return tuple(value for part in parts for value in part)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
@@ -102,10 +108,11 @@ class WorkerVector(VectorEnv):
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every world: to one value each, or all to the same."""
         values = each_value(values, self.num_envs)
-        self._ask('set_attr', [(name, values[worker.rows]) for worker in self._workers])
+        self._ask('set_attr', [(name, values[rows]) for rows in self._rows])
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the processes."""
+        """Release the worlds of this process, and end the others."""
+        self._chunk.envs.close()
         for worker in self._workers:
             worker.connection.close()
         for worker in self._workers:
@@ -115,14 +122,19 @@ class WorkerVector(VectorEnv):
         if self._is_waiting:
             raise RuntimeError('worlds in processes must be made anew after an interrupt: some '
                                'answers to the question before this one are still to come')
-        for worker, argument in zip(self._workers, arguments or [()] * len(self._workers)):
+        own, *others = arguments or [()] * len(self._rows)
+        for worker, argument in zip(self._workers, others):
             worker.ask(command, argument)
-        return self._gather()
+        return self._gather(lambda: getattr(self._chunk, command)(*own))
 
-    def _gather(self):
+    def _gather(self, own_answer):
         # All answers, before one of them is raised: a later question must not find an old one.
         self._is_waiting = True
-        answers = [worker.answer() for worker in self._workers]
+        try:
+            answers = [own_answer()]
+        except Exception as error:
+            answers = [error]
+        answers += [worker.answer() for worker in self._workers]
         self._is_waiting = False
         for answer in answers:
             if isinstance(answer, Exception):
@@ -130,7 +142,7 @@ class WorkerVector(VectorEnv):
         return answers
 
     def _joined(self, infos):
-        return join_infos(infos, [w.rows.stop - w.rows.start for w in self._workers])
+        return join_infos(infos, [rows.stop - rows.start for rows in self._rows])
 
 
 def join_infos(infos: list[dict], sizes: list[int]) -> dict:
@@ -173,11 +185,33 @@ class _Board:
         self._view()
 
 
+class _Chunk:
+    """The worlds of one process, and their rows of the board."""
+
+    def __init__(self, envs, board, rows):
+        self.envs, self.board, self.rows = envs, board, rows
+
+    def reset(self, seeds, options):
+        self.board.obs[self.rows], infos = self.envs.reset(seed=seeds, options=options)
+        return infos
+
+    def step(self):
+        board, rows = self.board, self.rows
+        board.obs[rows], board.reward[rows], *ends, infos = self.envs.step(board.actions[rows])
+        board.ended[rows] = np.transpose(ends)
+        return infos
+
+    def call(self, name, args, kwargs):
+        return self.envs.call(name, *args, **kwargs)
+
+    def set_attr(self, name, values):
+        self.envs.set_attr(name, values)
+
+
 class _Worker:
-    """A process, and the connection to it."""
+    """Another process, and the connection to it."""
 
     def __init__(self, make, config, board, rows):
-        self.rows = rows
         self.connection, other = _PROCESSES.Pipe()
         self.process = _PROCESSES.Process(
             target=_serve, args=(other, make, config, board, rows), daemon=True,
@@ -203,7 +237,10 @@ class _Worker:
 
     def answer(self):
         """Return its answer, or an exception."""
+        until = time.perf_counter() + AWAKE_S
         try:
+            while not self.connection.poll() and time.perf_counter() < until:
+                os.sched_yield()
             is_error, value = self.connection.recv()
         except (EOFError, OSError):
             self.process.join(GRACE_S)
@@ -222,30 +259,19 @@ def _serve(connection: Connection, make, config, board, rows) -> None:
     # this one is needed for the last checkpoint, and ends with the connection.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    envs = None
+    chunk = None
 
     def build():
-        nonlocal envs
-        envs = make(config, rows.stop - rows.start)
+        nonlocal chunk
+        chunk = _Chunk(make(config, rows.stop - rows.start), board, rows)
 
-    def reset(seeds, options):
-        board.obs[rows], infos = envs.reset(seed=seeds, options=options)
-        return infos
-
-    def step():
-        board.obs[rows], board.reward[rows], *ends, infos = envs.step(board.actions[rows])
-        board.ended[rows] = np.transpose(ends)
-        return infos
-
-    commands = {'reset': reset, 'step': step, 'set_attr': lambda *what: envs.set_attr(*what),
-                'call': lambda name, args, kwargs: envs.call(name, *args, **kwargs)}
     _answer(connection, build)
     with contextlib.suppress(EOFError, OSError):  # nobody asks any more
         while True:
             command, arguments = connection.recv()
-            _answer(connection, commands[command], *arguments)
-    if envs is not None:
-        envs.close()
+            _answer(connection, getattr(chunk, command), *arguments)
+    if chunk is not None:
+        chunk.envs.close()
 
 
 def _answer(connection, function, *arguments):

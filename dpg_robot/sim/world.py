@@ -82,8 +82,8 @@ def make_vector(config: WorldConfig, num_envs: int, workers: int = 1) -> VectorE
     ``get_attr('state')`` and restored with ``set_attr('state', states)``. World i is the same, to
     the bit, whatever the number of worlds and workers.
 
-    :param workers: processes that share the worlds; with 1 they are in this one. A program that
-        starts some must guard its entry with ``if __name__ == '__main__'``.
+    :param workers: processes that share the worlds, this one among them. A program with more than
+        this one must guard its entry with ``if __name__ == '__main__'``.
     :raises SpecError: as :func:`make_world`, or if there are not so many worlds.
     """
     if not 1 <= workers <= num_envs:

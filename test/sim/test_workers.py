@@ -34,7 +34,7 @@ from dpg_robot.sim.world import make_vector, WorldConfig
 
 @pytest.fixture(scope='module')
 def envs():
-    """Return three toys in two processes."""
+    """Return three toys in two processes, the first in this one."""
     envs = WorkerVector(make_toys, None, 3, 2)
     envs.reset(seed=0)
     yield envs
@@ -63,22 +63,24 @@ def test_an_error_in_a_worker_reaches_the_caller_and_the_rest_goes_on(envs):
     with pytest.raises(RuntimeError, match=r'(?s)worlds 1 to 2: .*toys.py.*ArithmeticError: the '
                                            'toy broke'):
         envs.step(np.array([[0.1], [FAIL], [0.1]]))
-    with pytest.raises(RuntimeError, match="has no attribute 'colour'"):
+    with pytest.raises(ArithmeticError, match='the toy broke'):
+        envs.step(np.array([[FAIL], [0.1], [0.1]]))
+    with pytest.raises(AttributeError, match="has no attribute 'colour'"):
         envs.get_attr('colour')
     with pytest.raises(RuntimeError, match='pickle'):
         envs.call('get_wrapper_attr', 'secret')
     obs, *_ = envs.step(np.full((3, 1), 0.25))
-    np.testing.assert_allclose(obs[:, 0], [0.35, 0.25, 0.25])
+    np.testing.assert_allclose(obs[:, 0], [0.35, 0.35, 0.35])
     envs.reset()
     assert envs.get_attr('state')[2]['task'] == 0.0
 
 
 def test_closing_ends_the_processes_after_one_died_and_while_one_hangs(monkeypatch):
     monkeypatch.setattr(module, 'GRACE_S', 0.5)
-    envs = WorkerVector(make_toys, None, 3, 2)
+    envs = WorkerVector(make_toys, None, 3, 3)
     for _ in range(2):  # and again, without waiting for what cannot come
-        with pytest.raises(RuntimeError, match='worlds 0 to 0 ended by itself, with exit code 3'):
-            envs.step(np.array([[DIE], [0.0], [0.0]]))
+        with pytest.raises(RuntimeError, match='worlds 1 to 1 ended by itself, with exit code 3'):
+            envs.step(np.array([[0.0], [DIE], [0.0]]))
     envs._board.actions[:] = HANG
     envs._workers[1].ask('step', ())
     pids = pids_of(envs)
@@ -117,7 +119,7 @@ def test_after_an_interrupt_no_answer_belongs_to_another_question(monkeypatch):
     try:
         envs.reset(seed=0)
         with monkeypatch.context() as patch:
-            patch.setattr(envs._workers[1], 'answer', interrupted)
+            patch.setattr(envs._workers[0], 'answer', interrupted)
             with pytest.raises(KeyboardInterrupt):
                 envs.step(np.zeros((2, 1)))
         with pytest.raises(RuntimeError, match='must be made anew after an interrupt'):
@@ -140,7 +142,7 @@ import os, signal
 from dpg_robot.sim.workers import WorkerVector
 from toys import make_toys
 if __name__ == '__main__':
-    envs = WorkerVector(make_toys, None, 2, 2)
+    envs = WorkerVector(make_toys, None, 3, 3)
     print(*(worker.process.pid for worker in envs._workers), flush=True)
 """ + end)
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ['PYTHONPATH']])
