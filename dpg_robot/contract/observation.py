@@ -26,6 +26,7 @@ from dpg_robot.contract.spec import ObservationTerm, PolicySpec
 
 # A larger number would become infinite in the policy's float32.
 _LARGEST = float(np.finfo(np.float32).max)
+_NEVER = float('-inf')
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class _Term:
 class ObservationAssembler:
     """Keep the newest message of each topic and build the observation vector from them.
 
-    :meth:`update` may run in another thread than :meth:`assemble`: it stores one tuple, which
-    replaces the last one in a single step, so neither ever waits for the other.
+    :meth:`forget` and :meth:`ages_s` may run in another thread than the rest: a message replaces
+    the last one in a single step, so neither ever waits for the other.
 
     All times are on one clock [s]. ``newest_s`` is when the newest part of the last vector was
     measured, and ``valid_until_s`` when its first part becomes too old.
@@ -101,7 +102,7 @@ class ObservationAssembler:
     def __init__(self, spec: PolicySpec):
         """Prepare readers and buffers for a spec."""
         self.topics = {term.topic: term.type for term in spec.observation}
-        self.newest_s, self.valid_until_s = 0.0, float('-inf')
+        self.newest_s, self.valid_until_s = 0.0, _NEVER
         smallest = min(term.max_age_s for term in spec.observation)
         self._clock_topics = tuple(dict.fromkeys(
             term.topic for term in spec.observation if term.max_age_s == smallest))
@@ -185,14 +186,15 @@ class ObservationAssembler:
         return [Fault(term.spec.name, 'publishers', f'{term.spec.topic}: {current[topic]}')
                 for term, _ in self._terms if (topic := term.spec.topic) in current]
 
-    def clock_s(self) -> float:
-        """Return when the newest full set of the fastest terms arrived; minus infinity if never.
+    def arrival_s(self) -> tuple[float, float]:
+        """Return when the first and the last part of the newest state arrived.
 
-        The terms of the smallest ``max_age_s`` follow the robot's own control period; a goal
-        need not.
+        The state is the terms of the smallest ``max_age_s``: they follow the robot's own control
+        period; a goal need not. Before they all have arrived, the first is minus infinity.
         """
         samples = [self._samples[topic] for topic in self._clock_topics]
-        return min(float('-inf') if sample is None else sample.received_s for sample in samples)
+        times_s = [_NEVER if sample is None else sample.received_s for sample in samples]
+        return min(times_s), max(times_s)
 
     def ages_s(self, now_s: float) -> dict[str, float | None]:
         """Return the age of each term [s], None if never received."""

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Callable
 
 from rclpy.clock import JumpThreshold
@@ -37,37 +36,24 @@ class SimulatedClock(SteadyClock):
 
         :param on_jump: called when it was set back, or simulated time began or ended.
         """
-        self._clock, self._on_jump, self._is_open = node.get_clock(), on_jump, True
+        self._clock, self._on_jump = node.get_clock(), on_jump
         # Keeps the callback alive.
         self._handle = self._clock.create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
             post_callback=self._jump)
 
     def _jump(self, jump):
-        self._on_jump()  # before it ends a sleep, and so leads to a tick
+        self._on_jump()  # before it ends a wait, and so leads to a tick
         self.num_jumps += 1
 
     def close(self) -> None:
-        """Follow it no more: nobody would tell a sleeper that it was set, so nobody sleeps."""
+        """Follow it no more."""
         self._handle.unregister()
-        self._is_open = False
 
     def now(self) -> float:
         """Return the simulated time [s]; 0 before there is one."""
         return self._clock.now().nanoseconds * 1e-9
 
-    def sleep_until(self, time_s: float, stop: threading.Event) -> bool:
-        """Sleep until a time, a jump, or until ``stop`` is set; return False if it was."""
-        num_jumps = self.num_jumps
-        while self._is_open and self.now() < time_s and self.num_jumps == num_jumps:
-            if stop.wait(_LOOK_S):
-                return False
-        return not stop.is_set()
-
-    def wait(self, event: threading.Event, until_s: float) -> bool:
-        """Wait for an event, but no longer than until a time or a jump."""
-        num_jumps = self.num_jumps
-        while self._is_open and self.now() < until_s and self.num_jumps == num_jumps:
-            if event.wait(_LOOK_S):
-                return True
-        return event.is_set()
+    def patience_s(self, until_s: float) -> float:
+        """Return how long to wait for a time before looking at the clock again [real s]."""
+        return _LOOK_S

@@ -14,11 +14,11 @@
 
 """Run an exported policy on a robot: state topics in, commands out, at a fixed rate.
 
-A lifecycle node. While it is active, one thread ticks on absolute deadlines; the executor's
-thread only stores the newest message of each topic. Whenever the policy may not speak (a term is
-missing, stale, not a number or out of range, an exception, the emergency stop, the end of the
-node) the spec's safe command is sent at once, and ``/diagnostics`` says why. If the ticking
-thread itself gets stuck, the executor's does that.
+A lifecycle node. One thread takes the newest message of each topic and, while the node is active,
+ticks as soon as the state is there, or on an absolute deadline; the executor's thread serves all
+else. Whenever the policy may not speak (a term is missing, stale, not a number or out of range, an
+exception, the emergency stop, the end of the node) the spec's safe command is sent at once, and
+``/diagnostics`` says why. If the ticking thread itself gets stuck, a watchdog does that.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ _NUM_LAST_COMMANDS = 3
 _LAST_COMMANDS_GAP_S = 0.005
 # Two threads share the interpreter; neither keeps it from the other for longer [s].
 _SWITCH_S = 0.0005
+# How often the watchdog looks; and the control thread, whether it shall begin to tick [s].
+_WATCH_S, _IDLE_S = 0.05, 0.02
 
 
 class PolicyNode(ManagedNode):
@@ -73,7 +75,7 @@ class PolicyNode(ManagedNode):
         """
         super().__init__('policy_node')
         self.settings = declare_parameters(self, PARAMETERS)
-        self._stop, self._activated = stop, threading.Event()
+        self._stop, self._ended = stop, threading.Event()
         self.control = self.control_loop = self.topics = self.loader = self.recorder = None
         self.clock, self.realtime = SteadyClock(), ''
         self._wanted_model, self._told = self.settings['model'], None
@@ -83,7 +85,6 @@ class PolicyNode(ManagedNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self.settings['diagnostics_period_s'], self._report_if_silent,
                           clock=steady)
-        self.create_timer(0.05, self._watch, clock=steady)
         if self.settings['autostart']:
             self.start()
 
@@ -123,7 +124,7 @@ class PolicyNode(ManagedNode):
         self.control.close(repeats=0)
         if self.estop.why:
             self.control.stop(self._estop_fault())
-        self.topics.listen(self.control.observation, self.clock, self._notice_arrival)
+        self.topics.listen(self.control.observation, self.clock)
         self.loader = ModelLoader(policy, path, settings['watch_model'],
                                   self.control.offer, self._on_model)
         if settings['record_folder']:
@@ -155,18 +156,17 @@ class PolicyNode(ManagedNode):
     def activate(self) -> None:
         """Begin to tick: the safe command, until every term is fresh."""
         quiet_garbage_collector()
-        spec, settings = self.control.policy.spec, self.settings
-        self.control_loop = ControlLoop(
-            self.control, spec.control_dt / settings['rate_factor'], settings['tick_phase'],
-            self._stop, self.clock)
+        period_s = self.control.policy.spec.control_dt / self.settings['rate_factor']
         self._told = None
         self.control.open()
-        self._activated.set()
+        self.control_loop = ControlLoop(
+            self.control, period_s, self.topics.receive, self._stop, self.clock)
 
     def deactivate(self) -> None:
         """Send the safe command, and no other any more."""
-        self._activated.clear()
         self._end_commands()
+        if self.control_loop is not None:
+            self.control_loop.close()
         self.control_loop = None
 
     def _end_commands(self):
@@ -228,10 +228,6 @@ class PolicyNode(ManagedNode):
             self._log('ERROR', f'the running policy stays: {line}')
         self.report()
 
-    def _notice_arrival(self):
-        if self.control_loop is not None:
-            self.control_loop.notice_arrival()
-
     def loop(self) -> None:
         """Tick whenever active, until stopped; then send the safe command a few last times."""
         self.realtime = prepare_thread(
@@ -239,9 +235,10 @@ class PolicyNode(ManagedNode):
         if self.realtime:
             self.get_logger().warning(self.realtime)
         sys.setswitchinterval(_SWITCH_S)
+        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
         try:
             while not self._stop.is_set():
-                self._activated.wait(0.1)
+                self._idle(self.topics)
                 self._drive(self.control_loop)
         finally:
             self._end_commands()
@@ -249,6 +246,12 @@ class PolicyNode(ManagedNode):
                 self._status.publish('stopped')
             if self.recorder is not None:
                 self.recorder.close()
+
+    def _idle(self, topics):
+        if topics is None:
+            self._stop.wait(_IDLE_S)
+        else:
+            topics.receive(_IDLE_S)
 
     def _drive(self, loop):
         policy = None
@@ -281,12 +284,18 @@ class PolicyNode(ManagedNode):
         self.report()
 
     def _watch(self):
-        """Send the safe command while the control thread is stuck; runs in the executor's."""
-        loop = self.control_loop
-        stalled = loop.watch() if loop is not None else ''
-        if stalled:
-            self._log('ERROR', stalled)
-            self._status.publish('stalled', stalled.partition(': ')[2])
+        """Send the safe command while the control thread is stuck; runs in a thread of its own."""
+        while not self._ended.wait(_WATCH_S):
+            loop = self.control_loop
+            stalled = loop.watch() if loop is not None else ''
+            if stalled:
+                self._log('ERROR', stalled)
+                self._status.publish('stalled', stalled.partition(': ')[2])
+
+    def destroy_node(self) -> None:
+        """End the watchdog too."""
+        self._ended.set()
+        super().destroy_node()
 
     def _report_if_silent(self):
         silence_s = time.monotonic() - self._status.published_s

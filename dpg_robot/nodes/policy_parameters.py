@@ -33,8 +33,6 @@ PARAMETERS = (
     Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),
     Parameter('blend_s', 0.2, 'How long a policy that takes command blends in from the last '
               'command [s]; 0 for at once.', 0.0, 10.0),
-    Parameter('tick_phase', 0.05, 'Delay from the arrival of the state to the tick, as a part of '
-              'the control period; covers the time between the parts of a state.', 0.0, 0.9),
     Parameter('recover_ticks', 3, 'Ticks in a row without a fault before the policy takes command '
               'again, once a fault took it away.', 1, 1000),
     Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; only "

@@ -22,6 +22,7 @@ from typing import Callable
 
 from builtin_interfaces.msg import Time
 import numpy as np
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
@@ -31,6 +32,7 @@ from dpg_robot.contract.messages import message_class, MessageWriter
 from dpg_robot.contract.observation import ObservationAssembler
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.nodes.common import flush
+from dpg_robot.nodes.policy_mailbox import Mailbox
 from dpg_robot.runtime.inputs import InputGuard
 from dpg_robot.runtime.timing import SteadyClock
 
@@ -57,7 +59,7 @@ class PolicyTopics:
         for term in spec.observation:
             check_fields(term.fields, message_class(term.type)(),
                          f'observation term {term.name}')
-        self._node, self._subscriptions = node, []
+        self._node, self._subscriptions, self._mailbox = node, [], Mailbox(node)
         self._types = {term.topic: term.type for term in spec.observation}
         self._resolved = {topic: node.resolve_topic_name(topic) for topic in self._types}
         self.guards = {topic: make_guard() for topic in self._types}
@@ -73,22 +75,27 @@ class PolicyTopics:
                     message_class(term.type), term.topic, _newest(ReliabilityPolicy.RELIABLE),
                     qos_overriding_options=QoSOverridingOptions(_QOS_OVERRIDES))
 
-    def listen(self, observation: ObservationAssembler, clock: SteadyClock,
-               notice: Callable[[], None]) -> None:
+    def listen(self, observation: ObservationAssembler, clock: SteadyClock) -> None:
         """Subscribe.
 
-        :param observation: gets every message that counts.
+        :param observation: gets every message that counts, from whoever calls :meth:`receive`.
         :param clock: of the observation.
-        :param notice: called after each message that counts.
         """
         for topic, type_name in self._types.items():
-            receive = partial(self._receive, topic, self.guards[topic], observation, clock, notice)
+            receive = partial(self._receive, topic, self.guards[topic], observation, clock)
             self._subscriptions.append(self._node.create_subscription(
                 message_class(type_name), topic, lambda message, info, f=receive: f(message, info),
-                _newest(ReliabilityPolicy.BEST_EFFORT),
+                _newest(ReliabilityPolicy.BEST_EFFORT), callback_group=self._mailbox,
+                # An executor that waits for events of a subscription wakes at its messages too.
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
                 qos_overriding_options=QoSOverridingOptions(_QOS_OVERRIDES)))
+        self._mailbox.open(self._subscriptions)
 
-    def _receive(self, topic, guard, observation, clock, notice, message, info):
+    def receive(self, timeout_s: float) -> None:
+        """Take what has arrived, or arrives first in so long; for one thread."""
+        self._mailbox.wait(timeout_s)
+
+    def _receive(self, topic, guard, observation, clock, message, info):
         received_s, now_ns = clock.now(), self._now_ns()
         header = getattr(message, 'header', None)
         stamp_ns = None if header is None else header.stamp.sec * 10**9 + header.stamp.nanosec
@@ -101,7 +108,6 @@ class PolicyTopics:
         # Stamps are in the node's clock; carry the age over to the loop's.
         age_s = (now_ns - stamp_ns) * 1e-9 if stamp_ns else self._queued_s(info, now_ns)
         observation.update(topic, message, received_s, received_s - age_s)
-        notice()
 
     def _queued_s(self, info, now_ns):
         """Return how long a message waited here for this thread, as far as that is known."""
@@ -135,6 +141,7 @@ class PolicyTopics:
 
     def close(self) -> None:
         """Leave the topics."""
+        self._mailbox.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for publisher in self._publishers.values():

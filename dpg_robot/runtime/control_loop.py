@@ -19,10 +19,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Callable
 
 from dpg_robot.runtime.control import PolicyControl, Step
 from dpg_robot.runtime.recorder import FlightRecorder
-from dpg_robot.runtime.timing import LatencyStatistics, Pacer, PhaseLock, SteadyClock
+from dpg_robot.runtime.timing import Deadlines, LatencyStatistics, PhaseLock, SteadyClock
 
 # A control thread without a tick for so long is stuck; a busy machine alone takes less.
 _STALL_PERIODS, _LEAST_STALL_S = 3.0, 0.1
@@ -31,21 +32,22 @@ _STALL_PERIODS, _LEAST_STALL_S = 3.0, 0.1
 class ControlLoop:
     """One activation of a control: from waiting for the first observation to its end.
 
-    A thread of its own calls :meth:`wait` and :meth:`tick` in turn. It sleeps to absolute
-    deadlines, because an executor's timer wakes behind whatever callback runs just then: at
-    100 Hz its error was five times larger in the median and fifteen times at the worst.
+    A thread of its own calls :meth:`wait` and :meth:`tick` in turn. It takes the state itself,
+    because an executor wakes behind whatever callback runs just then, and handing a message from
+    its thread to another one takes longer than the policy does.
 
     ``state`` is 'waiting' before the first full observation, then 'running' or 'safe', or
     'recovering' in between, and 'estop' while the control is stopped; ``faults`` are those of the
     last tick.
     """
 
-    def __init__(self, control: PolicyControl, period_s: float, tick_phase: float,
+    def __init__(self, control: PolicyControl, period_s: float, listen: Callable[[float], None],
                  stop: threading.Event, clock: SteadyClock):
         """Prepare for the first tick.
 
         :param period_s: between two ticks, on the clock.
-        :param tick_phase: from the arrival of the state to the tick, as a part of the period.
+        :param listen: updates the observation with what arrives; returns after an arrival or so
+            many real seconds.
         :param stop: ends :meth:`wait`.
         :param clock: of the observation's updates.
         """
@@ -53,8 +55,10 @@ class ControlLoop:
         self.state, self.faults = 'waiting', ()
         self.num_repeated = self.num_stalls = 0
         self.tick_time, self.latency = LatencyStatistics(), LatencyStatistics()
-        self._pacer = Pacer(period_s, stop, clock)
-        self._phase = PhaseLock(self._pacer, tick_phase, control.observation.clock_s)
+        self._stop, self._is_closed = stop, False
+        self._deadlines = Deadlines(period_s, clock)
+        self._phase = PhaseLock(
+            self._deadlines, listen, control.observation.arrival_s, self._is_ended)
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
         self._ticked_s, self._has_begun, self._is_stalled = math.inf, False, False
@@ -62,42 +66,42 @@ class ControlLoop:
     @property
     def period_s(self) -> float:
         """Return the time between two ticks [s]."""
-        return self._pacer.period_s
+        return self._deadlines.period_s
 
     @property
     def num_missed(self) -> int:
         """Return how many deadlines were skipped."""
-        return self._pacer.num_missed
+        return self._deadlines.num_missed
 
-    def notice_arrival(self) -> None:
-        """End the wait for a late state."""
-        self._phase.arrived.set()
+    def close(self) -> None:
+        """End :meth:`wait`, from another thread."""
+        self._is_closed = True
+
+    def _is_ended(self):
+        return self._is_closed or self._stop.is_set()
 
     def wait(self) -> bool:
-        """Sleep until the next tick; return False if stopped."""
-        if not self._has_begun and not self._begin():
-            return False
+        """Wait until the next tick is due; return False if stopped or closed."""
+        if not self._has_begun:
+            self._begin()
         return self._phase.wait()
 
     def _begin(self):
         # Simulated time is zero until its first message comes.
-        is_running = self._pacer.sleep_until(1e-9)
-        self._pacer.restart(self.clock.now())
+        self._phase.listen_until(1e-9)
+        self._deadlines.restart(self.clock.now())
         self._ticked_s, self._has_begun = self.clock.now(), True
-        return is_running
 
     def tick(self) -> Step:
         """Tick once and keep the books."""
-        control = self.control
-        arrival_s, now_s = control.observation.clock_s(), self.clock.now()
-        started_s = time.monotonic()
-        step = control.tick(now_s)
+        control, started_s = self.control, time.monotonic()
+        step = control.tick(self.clock.now())
         self._tick_s, self._latency_s = time.monotonic() - started_s, math.nan
         self.tick_time.add(self._tick_s)
         if step.is_driven:
             self._latency_s = self.clock.now() - control.observation.newest_s
             self.latency.add(self._latency_s)
-        self._keep_phase(arrival_s, step.is_driven)
+        self._keep_phase(step.is_driven)
         self.state, self.faults = self._next_state(step), step.faults
         self._ticked_s = self.clock.now()
         return step
@@ -119,11 +123,11 @@ class ControlLoop:
         is_broken = any(fault.kind == 'exception' for fault in step.faults)
         return 'waiting' if self.state == 'waiting' and not is_broken else 'safe'
 
-    def _keep_phase(self, arrival_s, is_driven):
+    def _keep_phase(self, is_driven):
         if not is_driven:
             self._phase.lose()
         elif self.state == 'running':
-            self.num_repeated += not self._phase.track(arrival_s)
+            self.num_repeated += not self._phase.track()
         else:
             self._phase.restart()
 

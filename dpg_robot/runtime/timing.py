@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""Pacing on absolute deadlines of the steady clock, and latency statistics."""
+"""Pacing on absolute deadlines, ticks on the arrival of the state, and latency statistics."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ import numpy as np
 # Waking from an event takes up to a millisecond now and then, from a sleep a fifth of that; an
 # event can be interrupted, so it has the long part of a wait and the sleep the last part.
 _SLEEP_S = 0.002
-# How long a tick waits for a late state, as a part of the period.
-_GRACE = 0.25
+# How long a tick waits for a late state, and how far the parts of one state may lie apart; and
+# how far ahead of the state a tick is ready for it. Parts of the period.
+_GRACE, _LEAD = 0.25, 0.05
+# How much of its error a deadline makes good at once, and how far one late state may move it, as
+# a part of the period. A robot whose period is longer by less than that is followed.
+_GAIN, _LARGEST_STEP = 0.125, 0.02
+# Wait for states if most of so many ticks had a new one.
+_MEMORY_TICKS, _MOST = 32.0, 0.75
+# No wait lasts longer without a look at whether to go on [s].
+_LOOK_S = 0.1
 
 
 class SteadyClock:
@@ -41,37 +49,27 @@ class SteadyClock:
         """Return the time [s]."""
         return time.monotonic()
 
-    def sleep_until(self, time_s: float, stop: threading.Event) -> bool:
-        """Sleep until a time, or until ``stop`` is set; return False if it was."""
-        return sleep_until(time_s, stop)
-
-    def wait(self, event: threading.Event, until_s: float) -> bool:
-        """Wait for an event, but no longer than until a time; return whether it was set."""
-        return event.wait(max(0.0, until_s - self.now()))
+    def patience_s(self, until_s: float) -> float:
+        """Return how long to wait for a time before looking at the clock again [real s]."""
+        return until_s - self.now()
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-class Pacer:
-    """Wake at deadlines that lie a fixed period apart.
+class Deadlines:
+    """Times a fixed period apart.
 
     A period that the work overran is skipped, never made up for: two ticks in quick succession
     would give the robot two commands for one state. ``num_missed`` counts skipped deadlines, and
-    ``deadline_s`` is the last one waited for, on the clock.
+    ``deadline_s`` is the newest one, on the clock.
     """
 
-    def __init__(self, period_s: float, stop: threading.Event, clock: SteadyClock | None = None):
-        """Start a grid now.
-
-        :param stop: ends every wait.
-        :param clock: tells the time and sleeps; the steady clock if not given.
-        """
-        self.period_s = period_s
+    def __init__(self, period_s: float, clock: SteadyClock):
+        """Start a grid now."""
+        self.period_s, self.clock = period_s, clock
         self.num_missed = 0
-        self.clock = clock or SteadyClock()
-        self.deadline_s = self.clock.now()
-        self._stop = stop
+        self.deadline_s = clock.now()
 
     def restart(self, first_s: float) -> None:
         """Begin a new grid of deadlines.
@@ -80,128 +78,138 @@ class Pacer:
         """
         self.deadline_s = first_s - self.period_s
 
+    def advance(self, grace_s: float = 0.0) -> None:
+        """Go on to the next deadline that is not over by more than ``grace_s``."""
+        self.deadline_s += self.period_s
+        late = self.clock.now() - self.deadline_s - grace_s
+        if late > 0:
+            skipped = int(late / self.period_s) + 1
+            self.num_missed += skipped
+            self.deadline_s += skipped * self.period_s
+
+
+class Pacer(Deadlines):
+    """Wake at deadlines of the steady clock."""
+
+    def __init__(self, period_s: float, stop: threading.Event):
+        """Start a grid now.
+
+        :param stop: ends every wait.
+        """
+        super().__init__(period_s, SteadyClock())
+        self._stop = stop
+
     def wait(self) -> bool:
         """Sleep until the next deadline.
 
         :return: False if ``stop`` was set.
         """
-        self.deadline_s += self.period_s
-        late = self.clock.now() - self.deadline_s
-        if late > 0:
-            skipped = int(late / self.period_s) + 1
-            self.num_missed += skipped
-            self.deadline_s += skipped * self.period_s
-        return self.sleep_until(self.deadline_s)
-
-    def sleep_until(self, time_s: float) -> bool:
-        """Sleep until a time of the clock; return False if ``stop`` was set."""
-        return self.clock.sleep_until(time_s, self._stop)
+        self.advance()
+        return sleep_until(self.deadline_s, self._stop)
 
 
 class PhaseLock:
-    """Keep the ticks a small part of a period behind the arrival of the state.
+    """Tick as soon as the state is there, once per period, and without it at the latest then.
 
     Where a robot publishes its state at the control rate, a free-running grid falls anywhere in
     its period, so that commands rest on a state up to one period old, and may miss the robot's
-    next step. Locked, each tick uses the state that has just arrived.
+    next step. A fixed delay behind the state would have to be as long as the latest of states, and
+    every command would pay for it. So each tick waits from its deadline on for the state, but no
+    longer than a quarter of the period, and not at all where states regularly come less often
+    than the control rate. The rate is that of the deadlines, whatever arrives.
 
-    A state that comes after its deadline is worth a short wait, unless the state regularly
-    comes less often than the control rate. The first arrival may have been a late one, and two
-    machines' clocks drift apart; so the grid moves earlier if over a window of ticks even the
-    latest state came too early, and later if even the earliest came too late.
+    Deadlines lie a little ahead of the state. As the first arrival may have been a late one, and
+    two machines' clocks drift apart, they follow it slowly, unless states come faster than ticks.
     """
 
-    def __init__(self, pacer: Pacer, phase: float, arrival: Callable[[], float],
-                 window: int = 32):
-        """Steer a pacer.
+    def __init__(self, deadlines: Deadlines, listen: Callable[[float], None],
+                 arrival: Callable[[], tuple[float, float]], is_ended: Callable[[], bool]):
+        """Steer deadlines.
 
-        :param phase: wanted delay from arrival to tick, as a part of the period, in [0, 1).
-        :param arrival: returns since when all parts of the newest state have been there [s of
-            the pacer's clock]. A state is new if this is later than the last tick.
+        :param listen: takes what arrives; returns after an arrival or so many real seconds.
+        :param arrival: returns when the first and the last part of the newest state arrived [s of
+            the deadlines' clock].
+        :param is_ended: ends every wait.
         """
-        self.arrived = threading.Event()
-        self._pacer, self._arrival = pacer, arrival
-        self._delay_s, self._grace_s = phase * pacer.period_s, _GRACE * pacer.period_s
-        self._window = window
-        self._is_locked, self._follows, self._late_s = False, True, 0.0
-        self._tick_s = self._last_tick_s = float('-inf')
-        self._num_jumps = pacer.clock.num_jumps
-        self._clear()
-
-    def _clear(self):
-        self._num = self._num_fresh = 0
-        self._least_delay_s = self._least_late_s = float('inf')
+        self._deadlines, self._listen, self._arrival = deadlines, listen, arrival
+        self._is_ended = is_ended
+        self._grace_s, self._lead_s = _GRACE * deadlines.period_s, _LEAD * deadlines.period_s
+        self._is_locked, self._freshness, self._num_states = False, 1.0, 0
+        self._tick_s = self._last_tick_s = self._state_s = float('-inf')
+        self._num_jumps = deadlines.clock.num_jumps
 
     def wait(self) -> bool:
-        """Sleep until the next tick; set ``arrived`` at each arrival to end the wait for it.
+        """Wait until the next tick is due.
 
-        :return: False if the pacer was stopped.
+        :return: False if it was ended.
         """
-        is_running = self._pacer.wait()
-        self._late_s = 0.0
-        if is_running and self._is_locked and self._follows and not self._clock_was_set():
-            is_running = self._wait_for_state(self._pacer.deadline_s + self._grace_s)
+        deadlines = self._deadlines
+        grace_s = self._grace_s if self._is_locked and self._freshness > _MOST else 0.0
+        deadlines.advance(grace_s)
+        self._num_states = 0
+        self.listen_until(deadlines.deadline_s)
+        if grace_s:
+            self.listen_until(deadlines.deadline_s + grace_s, self._has_come)
         if self._clock_was_set():
             self._begin_anew()
-        self._last_tick_s, self._tick_s = self._tick_s, self._pacer.clock.now()
-        return is_running
+        self._last_tick_s, self._tick_s = self._tick_s, deadlines.clock.now()
+        return not self._is_ended()
 
-    def _wait_for_state(self, last_s):
-        while self._arrival() <= self._tick_s and not self._clock_was_set():
-            self._late_s = self._grace_s
-            self.arrived.clear()
-            # Look again: it may have arrived just before the event was cleared.
-            if self._arrival() <= self._tick_s and \
-                    not self._pacer.clock.wait(self.arrived, last_s):
-                return True
-        tick_s = min(self._arrival() + self._delay_s, last_s)
-        if self._late_s:
-            self._late_s = tick_s - self._pacer.deadline_s
-        return self._pacer.sleep_until(tick_s)
+    def listen_until(self, time_s: float, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Take what arrives until a time of the clock, or until it is enough."""
+        clock = self._deadlines.clock
+        while not (is_enough() or self._is_ended() or self._clock_was_set()):
+            if clock.now() >= time_s:
+                return
+            self._listen(min(max(0.0, clock.patience_s(time_s)), _LOOK_S))
+            state_s, _ = self._arrival()
+            self._num_states += self._tick_s < state_s != self._state_s
+            self._state_s = state_s
+
+    def _has_come(self):
+        # A state long before its deadline is one that was late for the last: the next is due.
+        return self._is_whole(max(self._tick_s, self._deadlines.deadline_s - self._grace_s))
+
+    def _is_whole(self, since_s):
+        """Return whether all parts of a state came since a time, and are not those of two."""
+        first_s, last_s = self._arrival()
+        return first_s > since_s and last_s - first_s < self._grace_s
 
     def restart(self) -> None:
-        """Begin the grid anew, one period after the tick that the newest state would have had."""
-        self._is_locked = self._follows = True
-        self._pacer.restart(self._arrival() + self._delay_s + self._pacer.period_s)
-        self._clear()
+        """Begin the grid anew, for the state that follows the newest one."""
+        self._is_locked, self._freshness = True, 1.0
+        self._deadlines.restart(self._arrival()[1] + self._deadlines.period_s - self._lead_s)
 
     def lose(self) -> None:
         """Wait for no state from now on, until the next restart."""
         self._is_locked = False
 
     def _clock_was_set(self):
-        return self._pacer.clock.num_jumps != self._num_jumps
+        return self._deadlines.clock.num_jumps != self._num_jumps
 
     def _begin_anew(self):
-        self._num_jumps = self._pacer.clock.num_jumps
+        self._num_jumps = self._deadlines.clock.num_jumps
         self._is_locked = False
         self._tick_s = self._last_tick_s = float('-inf')
-        self._pacer.restart(self._pacer.clock.now() + self._pacer.period_s)
+        self._deadlines.restart(self._deadlines.clock.now() + self._deadlines.period_s)
 
-    def track(self, used_s: float) -> bool:
-        """Take note of the arrival time of the state that the last tick used.
+    def track(self) -> bool:
+        """Follow the state that the last tick used.
 
         :return: whether it is a new one.
         """
-        is_fresh = used_s > self._last_tick_s
-        self._num += 1
-        self._num_fresh += is_fresh
-        self._least_delay_s = min(self._least_delay_s, self._pacer.deadline_s - used_s)
-        self._least_late_s = min(self._least_late_s, self._late_s)
-        if self._num == self._window:
-            self._follows = self._num_fresh > 0.75 * self._window
-            self._move_grid()
-            self._clear()
-        return is_fresh
+        is_whole = self._is_whole(self._last_tick_s)
+        self._freshness += (is_whole - self._freshness) / _MEMORY_TICKS
+        if is_whole and self._num_states == 1 and self._freshness > _MOST:
+            self._steer()
+        return self._arrival()[0] > self._last_tick_s
 
-    def _move_grid(self):
-        period_s, least_s = self._pacer.period_s, 0.02 * self._pacer.period_s
-        excess = self._least_delay_s - self._delay_s
-        if self._least_late_s > least_s:
-            self._pacer.deadline_s += self._least_late_s
-        elif least_s < excess < period_s:
-            # A grid has the same phase if moved by a whole period: go the short way round.
-            self._pacer.deadline_s -= excess if excess < 0.5 * period_s else excess - period_s
+    def _steer(self):
+        deadlines = self._deadlines
+        early_s = deadlines.deadline_s + self._lead_s - self._arrival()[1]
+        if early_s > 0.5 * deadlines.period_s:  # go the short way round
+            early_s -= deadlines.period_s
+        deadlines.deadline_s -= max(_GAIN * early_s, -_LARGEST_STEP * deadlines.period_s)
 
 
 def sleep_until(deadline_s: float, stop: threading.Event) -> bool:

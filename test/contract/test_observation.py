@@ -15,6 +15,7 @@
 """Tests of the observation assembler, on messages that are plain objects."""
 
 from array import array
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,9 +118,19 @@ def test_each_term_has_its_own_age():
 def test_the_clock_is_the_fastest_term():
     assembler = ObservationAssembler(pose_spec())
     assembler.update('goal/pose', pose(4.0, 5.0, 6.0), 9.99)
-    assert assembler.clock_s() == float('-inf')
+    assert assembler.arrival_s() == (float('-inf'),) * 2
     assembler.update('hand/pose', pose(1.0, 2.0, 3.0), 9.98)
-    assert assembler.clock_s() == 9.98
+    assert assembler.arrival_s() == (9.98, 9.98)
+
+
+def test_a_state_of_two_parts_arrives_from_the_first_to_the_last():
+    hand, goal = pose_spec().observation
+    assembler = ObservationAssembler(dataclasses.replace(pose_spec(), observation=(
+        hand, dataclasses.replace(goal, max_age_s=hand.max_age_s))))
+    assembler.update('goal/pose', pose(4.0, 5.0, 6.0), 9.99)
+    assert assembler.arrival_s() == (float('-inf'), 9.99)
+    assembler.update('hand/pose', pose(1.0, 2.0, 3.0), 9.98)
+    assert assembler.arrival_s() == (9.98, 9.99)
 
 
 def test_it_recovers_when_the_messages_do():
@@ -173,4 +184,4 @@ def test_what_is_forgotten_was_never_received():
     assembler.update('joint_states', joints(), 1.0)
     assembler.forget()
     assert {fault.kind for fault in assembler.assemble(1.0)[1]} == {'never received'}
-    assert assembler.clock_s() == float('-inf')
+    assert assembler.arrival_s()[0] == float('-inf')

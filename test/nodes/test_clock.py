@@ -15,6 +15,7 @@
 """Tests of simulated time, set by hand."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from rclpy.clock import ROSClock
 from rclpy.time import Time
 
 from dpg_robot.nodes.clock import SimulatedClock
+from dpg_robot.runtime.timing import Deadlines, PhaseLock
 
 
 @pytest.fixture
@@ -40,39 +42,39 @@ def bench():
     clock.close()
 
 
-def sleeper(clock, sleep):
-    """Return a thread that sleeps, and what its sleep returned."""
-    begun, told = threading.Event(), []
-
-    def run():
-        begun.set()
-        told.append(sleep(1001.0))
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    begun.wait(20)
-    return thread, told
+def lock_on(clock):
+    """Return what waits for ticks, and the event that ends it."""
+    ended = threading.Event()
+    return PhaseLock(Deadlines(1.0, clock), ended.wait, lambda: (0.0, 0.0), ended.is_set), ended
 
 
 def test_it_is_told_of_a_clock_that_was_set_back_before_it_wakes(bench):
     clock, set_time, jumps = bench
-    thread, told = sleeper(clock, lambda until_s: clock.sleep_until(until_s, threading.Event()))
+    lock, _ = lock_on(clock)
+    thread = threading.Thread(target=lock.wait, daemon=True)
+    thread.start()
     set_time(1000)
     set_time(5)
     thread.join(timeout=20)
-    assert told == [True] and clock.now() == 5.0
-    # What was received is forgotten while the sleep still goes on.
+    assert not thread.is_alive() and clock.now() == 5.0
+    # What was received is forgotten while the wait still goes on.
     assert (jumps, clock.num_jumps) == ([0], 1)
 
 
-@pytest.mark.parametrize('kind', ['sleep_until', 'wait'])
-def test_closing_it_ends_a_sleep(bench, kind):
+def test_it_is_waited_for_at_its_own_speed(bench):
     clock, set_time, _ = bench
-    event = threading.Event()
-    sleep = {'sleep_until': lambda until_s: clock.sleep_until(until_s, event),
-             'wait': lambda until_s: clock.wait(event, until_s)}[kind]
-    thread, told = sleeper(clock, sleep)
+    lock, ended = lock_on(clock)
+    thread = threading.Thread(target=lock.wait, daemon=True)
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
+    set_time(1001)
+    thread.join(timeout=20)
+    assert not thread.is_alive() and not ended.is_set()
+
+
+def test_closing_it_ends_what_it_tells_of(bench):
+    clock, set_time, jumps = bench
     clock.close()
     set_time(5)  # the simulation begins again, for somebody else
-    thread.join(timeout=20)
-    assert told == [kind == 'sleep_until']
-    assert sleep(1001.0) == told[0]  # at once
+    assert (jumps, clock.num_jumps) == ([], 0)

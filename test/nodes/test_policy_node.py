@@ -438,7 +438,7 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
 @pytest.mark.parametrize('parameters, words', [
     ({'model': '/none/here.onnx'}, 'model file /none/here.onnx cannot be read'),
     ({'mode': 'random'}, "parameter mode must be one of deterministic, sampled; got 'random'"),
-    ({'tick_phase': 1.5}, 'parameter tick_phase (from 0.0 to 0.9)'),
+    ({'blend_s': 11.0}, 'parameter blend_s (from 0.0 to 10.0)'),
     ({'seed': 'x'}, 'parameter seed'),
     ({'model': 'tampered.onnx'}, 'changed after export')])
 def test_a_startup_error_is_one_line(ros, model, parameters, words):

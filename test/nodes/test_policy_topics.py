@@ -31,32 +31,61 @@ from dpg_robot.runtime.timing import SteadyClock
 
 @pytest.fixture
 def bench(ros):
-    """Return a node's topics, and a function that executes one callback of it."""
+    """Return a node's topics, and the executor that serves the rest of the node."""
     node = rclpy.create_node('topics', namespace='/bench', context=ros.context)
     executor = SingleThreadedExecutor(context=ros.context)
     executor.add_node(node)
     topics = PolicyTopics(node, joint_spec(), lambda: InputGuard(0.05, 'arrival'))
-    yield topics, lambda: executor.spin_once(timeout_sec=0.1)
+    yield topics, executor
     topics.close()
     executor.shutdown()
     node.destroy_node()
 
 
-def test_a_message_without_a_stamp_is_as_old_as_its_arrival_here(ros, bench):
-    topics, spin = bench
-    observation, notices = ObservationAssembler(joint_spec()), []
-    topics.listen(observation, SteadyClock(), lambda: notices.append(time.monotonic()))
+def publish(ros):
+    """Publish a joint state without a stamp; return once it is there."""
     publisher = ros.node.create_publisher(JointState, '/bench/joint_states', 1)
     ros.wait(lambda: publisher.get_subscription_count() == 1)
     publisher.publish(JointState(name=['shoulder', 'elbow'], position=array('d', (0.0, 0.0)),
                                  velocity=array('d', (0.0, 0.0))))
     assert publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=10))
-    time.sleep(0.5)  # a callback that takes its time
-    ros.wait(lambda: spin() or notices)
-    age_s = observation.ages_s(notices[0])['position']
-    assert age_s > 0.4
-    assert [fault.kind for fault in observation.assemble(notices[0])[1]] == ['stale', 'stale']
     ros.node.destroy_publisher(publisher)
+
+
+def test_a_message_without_a_stamp_is_as_old_as_its_arrival_here(ros, bench):
+    topics, _ = bench
+    observation = ObservationAssembler(joint_spec())
+    topics.listen(observation, SteadyClock())
+    publish(ros)
+    time.sleep(0.5)  # a policy that takes its time
+    ros.wait(lambda: topics.receive(0.1) or observation.arrival_s()[0] > 0.0)
+    now_s = time.monotonic()
+    assert observation.ages_s(now_s)['position'] > 0.4
+    assert [fault.kind for fault in observation.assemble(now_s)[1]] == ['stale', 'stale']
+
+
+def test_an_executor_neither_takes_a_state_nor_wakes_for_it(ros, bench):
+    topics, executor = bench
+    observation = ObservationAssembler(joint_spec())
+    topics.listen(observation, SteadyClock())
+    publish(ros)
+    began_s = time.thread_time()
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        executor.spin_once(timeout_sec=0.1)
+    assert observation.arrival_s()[0] < 0.0
+    assert time.thread_time() - began_s < 0.25
+    topics.receive(0.0)
+    assert observation.arrival_s()[0] > 0.0
+
+
+def test_closed_topics_deliver_nothing(bench):
+    topics, _ = bench
+    topics.listen(ObservationAssembler(joint_spec()), SteadyClock())
+    began_s = time.monotonic()
+    topics.close()
+    topics.receive(0.02)
+    assert time.monotonic() - began_s >= 0.02
 
 
 @pytest.mark.parametrize('info, queued_s', [

@@ -33,20 +33,13 @@ class ToldClock(SteadyClock):
     """A clock that only moves when told."""
 
     def __init__(self):
-        self.time_s, self._num_jumps_seen = 100.0, 0
+        self.time_s = 100.0
 
     def now(self):
         return self.time_s
 
-    def sleep_until(self, time_s, stop):
-        if self.num_jumps == self._num_jumps_seen:
-            self.time_s = max(self.time_s, time_s)
-        self._num_jumps_seen = self.num_jumps  # a jump ends one sleep
-        return not stop.is_set()
-
-    def wait(self, event, until_s):
-        self.time_s = until_s
-        return False
+    def listen(self, timeout_s):
+        self.time_s += timeout_s + 1e-9
 
 
 def pose():
@@ -60,14 +53,13 @@ def bench(tmp_path):
     clock, sent = ToldClock(), []
     control = PolicyControl(OnnxPolicy(path), recover_ticks=2, now=clock.now,
                             send=lambda command: sent.append(command.tolist()))
-    loop = ControlLoop(control, PERIOD_S, 0.05, threading.Event(), clock)
+    loop = ControlLoop(control, PERIOD_S, clock.listen, threading.Event(), clock)
     return loop, clock, sent
 
 
 def observe(loop, clock):
     for name in ('hand', 'goal'):
         loop.control.observation.update(f'{name}/pose', pose(), clock.now())
-    loop.notice_arrival()
 
 
 def test_states(bench):
@@ -165,5 +157,14 @@ def test_a_clock_that_was_set_back_begins_a_new_grid(bench):
 def test_a_stopped_loop_ends():
     stop = threading.Event()
     stop.set()
-    control = SimpleNamespace(observation=SimpleNamespace(clock_s=lambda: 0.0))
-    assert not ControlLoop(control, PERIOD_S, 0.05, stop, ToldClock()).wait()
+    control = SimpleNamespace(observation=SimpleNamespace(arrival_s=lambda: (0.0, 0.0)))
+    clock = ToldClock()
+    assert not ControlLoop(control, PERIOD_S, clock.listen, stop, clock).wait()
+
+
+def test_a_closed_loop_ends_though_its_clock_stands_still(bench):
+    loop, clock, _ = bench
+    closer = ControlLoop(loop.control, PERIOD_S, lambda timeout_s: closer.close(),
+                         threading.Event(), clock)
+    assert closer.wait()  # the first tick is due at once
+    assert not closer.wait()
