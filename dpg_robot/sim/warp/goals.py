@@ -74,7 +74,6 @@ class FetchReachOnDevice(_GoalOnDevice):
         self.position = physics.view('xpos')[:, welded]
         self.orientation = physics.view('xquat')[:, welded]
         self.fingers = self.places([model.joint(name).qposadr[0] for name in FINGERS])
-        self.servos = self.places(model.jnt_qposadr[model.actuator_trnid[:, 0]])
         self.down, self.middle = self.constant(DOWN), self.constant(self.sim.initial_gripper_xpos)
 
     def draw_goal(self, draws: Draws) -> torch.Tensor:
@@ -87,7 +86,6 @@ class FetchReachOnDevice(_GoalOnDevice):
         data = self.physics.data
         data['mocap_pos'][:, 0] = self.position + MAX_STEP_M * action
         data['mocap_quat'][:, 0] = self.orientation + self.down
-        data['ctrl'].copy_(self.qpos[:, self.servos])
 
     def finish(self) -> None:
         """Keep the fingers where they are."""

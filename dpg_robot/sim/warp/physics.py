@@ -74,7 +74,7 @@ class Physics:
                 each = warp.array(np.repeat(shared.numpy(), num_envs, 0), dtype=shared.dtype)
                 setattr(getattr(self._model, _ELSEWHERE[name]), name, each)
             warp.synchronize_device()
-        self.data = {name: self.view(name) for name in STATE}
+        self.data = {name: self.view(name) for name in STATE if getattr(self._data, name).size}
         self.model = {name: warp.to_torch(self._field(name)) for name in own}
         mocap = [model.body(name).id for name in range(model.nbody)
                  if model.body_mocapid[name] >= 0]
@@ -82,7 +82,7 @@ class Physics:
                       'mocap_quat': floats(model.body_quat[mocap], device)}
         self._zero = torch.zeros((), device=device)
         self._overflow = self.view('overflow')
-        self._graphs = {}
+        self._graphs, self._streams = {}, {}
 
     def _field(self, name):
         place = _ELSEWHERE.get(name)
@@ -131,8 +131,10 @@ class Physics:
                 return function()
             if name not in self._graphs:
                 self._graphs[name] = self._capture(function)
-            stream = warp.stream_from_torch(torch.cuda.current_stream(self.device))
-            warp.capture_launch(self._graphs[name], stream=stream)
+            stream = torch.cuda.current_stream(self.device)
+            if stream.cuda_stream not in self._streams:
+                self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
+            warp.capture_launch(self._graphs[name], stream=self._streams[stream.cuda_stream])
 
     def _capture(self, function):
         """Record what a function does; nothing of it is done yet, and the state stays."""
@@ -162,9 +164,8 @@ def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
     :param where: shape (num_envs,), bool.
     :param value: broadcast to the tensor's shape.
     """
-    if tensor.numel():
-        rows = where.reshape(-1, *[1] * (tensor.ndim - 1))
-        tensor.copy_(torch.where(rows, value, tensor))
+    rows = where.reshape(-1, *[1] * (tensor.ndim - 1))
+    tensor.copy_(torch.where(rows, value, tensor))
 
 
 def _bring(model, num_envs, contacts, batch):
@@ -175,6 +176,8 @@ def _bring(model, num_envs, contacts, batch):
     except NotImplementedError as error:
         raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
     except (MemoryError, RuntimeError) as error:
+        if 'alloc' not in str(error) and 'memory' not in str(error):
+            raise
         raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
                         f'{error}') from error
     return on_device, data
