@@ -210,6 +210,22 @@ def _put_model(model, batch):
 
 
 def _without(model, flags):
-    model = copy.copy(model)
+    model = _with_single_pairs(copy.copy(model))
     model.opt.disableflags |= flags
+    return model
+
+
+def _with_single_pairs(model):
+    """Let pairs of geoms that the model lists twice do alone what the two do together.
+
+    mujoco_warp takes each pair once. Two equal contacts are one with half the regularisation
+    ``R = (1 - d) / d`` and the same reference acceleration; equal where the impedance d is at its
+    end, and near it elsewhere.
+    """
+    pairs = np.sort(np.stack([model.pair_geom1, model.pair_geom2], 1), 1)
+    twice = ((pairs[:, None] == pairs[None]).all(2).sum(1) == 2) & (model.pair_solref[:, 0] > 0)
+    old = model.pair_solimp[twice, 1]
+    model.pair_solimp[twice, :2] = 2 / (1 / model.pair_solimp[twice, :2] + 1)
+    new = model.pair_solimp[twice, 1]
+    model.pair_solref[twice] *= np.stack([old / new, np.sqrt(new / old)], 1)
     return model
