@@ -138,6 +138,8 @@ def _add_training_options(parser):
     parser.add_argument('--estimator', help='how the gradient is estimated, such as doubly_robust')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--env-steps', type=int)
+    parser.add_argument('--device', help='cpu, or cuda for worlds and learning on a GPU')
+    parser.add_argument('--num-worlds', type=int, help='worlds that are stepped together')
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help='change any key of the YAML: learner.sigma=0.3')
 
@@ -161,8 +163,9 @@ def _seed(text):
 
 
 def _overrides(options):
-    named = {'learner.estimator': options.estimator, 'trainer.seed': options.seed,
-             'trainer.env_steps': options.env_steps}
+    named = {'estimator': options.estimator, 'trainer.seed': options.seed,
+             'trainer.env_steps': options.env_steps, 'trainer.device': options.device,
+             'trainer.num_worlds': options.num_worlds}
     return options.set + [f'{key}={value}' for key, value in named.items() if value is not None]
 
 
@@ -203,7 +206,7 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
     try:
         with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
-                  desc=f'{config.world.task} {config.learner.estimator}') as bar:
+                  desc=f'{config.world.task} {config.active.estimator}') as bar:
             def show(progress):
                 evaluated = progress.eval_success if not math.isnan(progress.eval_success) \
                     else progress.eval_return

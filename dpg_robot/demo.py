@@ -38,7 +38,7 @@ from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import evaluate_model, ExperimentConfig, export_run, versions
 from dpg_robot.learn.evaluate import wilson_interval
-from dpg_robot.learn.trainer import METRICS_FILE
+from dpg_robot.learn.run_log import METRICS_FILE
 from dpg_robot.processes import running
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 import platform
@@ -32,9 +32,11 @@ from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
+from dpg_robot.learn.device import find_device
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.hindsight import Goals, goals_of
 from dpg_robot.learn.learner import LearnerConfig
+from dpg_robot.learn.on_policy import OnPolicyConfig
 from dpg_robot.learn.trainer import (
     CHECKPOINT_FILE,
     CONFIG_FILE,
@@ -44,19 +46,29 @@ from dpg_robot.learn.trainer import (
 )
 from dpg_robot.resources import task_file
 from dpg_robot.sim.robot_config import locate
-from dpg_robot.sim.world import make_vector, make_world, WorldConfig
+from dpg_robot.sim.world import make_device_vector, make_vector, make_world, WorldConfig
 
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000
+ESTIMATOR = 'estimator='
 
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """Everything that decides a training."""
+    """Everything that decides a training.
+
+    :param learner: settings of the algorithm off_policy; ``on_policy`` those of the other.
+    """
 
     world: WorldConfig
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+
+    @property
+    def active(self) -> LearnerConfig | OnPolicyConfig:
+        """Return the settings of the learner that trains."""
+        return self.on_policy if self.trainer.algorithm == 'on_policy' else self.learner
 
     def check(self, name: str) -> None:
         """Check the rules that span sections.
@@ -73,7 +85,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     """Read an experiment's YAML.
 
     :param path: a file, or the name of a packaged one such as ``fetch_reach``.
-    :param overrides: changes such as ``learner.estimator=denoising``, values in YAML.
+    :param overrides: changes such as ``learner.sigma=0.3``, values in YAML; ``estimator=critic``
+        is the estimator of the algorithm that trains.
     :raises SpecError: naming the file or key, the rule and the value.
     """
     path = task_file(path)
@@ -86,9 +99,19 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     if not isinstance(data, dict):
         raise SpecError(f'config file {path} must be a mapping, got {data!r}')
     for override in overrides:
-        _apply(data, override)
+        if not override.startswith(ESTIMATOR):
+            _apply(data, override)
+    for override in overrides:
+        if override.startswith(ESTIMATOR):
+            _apply(data, f'{_active_section(data)}.{override}')
     locate(data.get('world'), path.parent)
     return load(ExperimentConfig, data)
+
+
+def _active_section(data):
+    trainer = data.get('trainer')
+    chosen = isinstance(trainer, dict) and trainer.get('algorithm') == 'on_policy'
+    return 'on_policy' if chosen else 'learner'
 
 
 def _apply(data, override):
@@ -115,9 +138,10 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
     """Start a training in ``run_dir``, or resume the one that is there.
 
     :param config: None to take what the run was started with; a resumed run may only differ
-        from that in ``trainer.env_steps`` and ``trainer.workers``.
+        from that in ``trainer.env_steps``, ``trainer.workers`` and ``trainer.cuda_graphs``.
     :raises SpecError: if a run is there and ``resume`` is false, if there is none to resume, if
-        it is another one, or if the task has no goals for ``trainer.hindsight``.
+        it is another one, if the task has no goals for ``trainer.hindsight``, or if the device is
+        missing, too small, or has no version of the task.
     """
     run_dir = Path(run_dir)
     path, started = run_dir / CONFIG_FILE, (run_dir / CHECKPOINT_FILE).exists()
@@ -130,9 +154,19 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         config = config or old
         refuse_other(dump(old), dump(config), run_dir)
     goals = hindsight_goals(config)
-    envs = make_vector(config.world, config.trainer.num_envs, config.trainer.workers)
-    return Trainer(config.trainer, config.learner, envs, make_vector(config.world, EVAL_ENVS),
-                   run_dir, identity=dump(config), goals=goals)
+    return Trainer(config.trainer, config.active, make_training_worlds(config),
+                   make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals)
+
+
+def make_training_worlds(config: ExperimentConfig):
+    """Return the worlds that a training acts in, on its device.
+
+    :raises SpecError: as :func:`open_trainer`.
+    """
+    trainer, device = config.trainer, find_device(config.trainer.device)
+    if trainer.device == 'cpu':
+        return make_vector(config.world, trainer.num_worlds, trainer.workers)
+    return make_device_vector(config.world, trainer.num_worlds, str(device))
 
 
 def hindsight_goals(config: ExperimentConfig) -> Goals | None:
@@ -154,15 +188,15 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     evaluation = trainer.evaluate(episodes) if episodes else None
     world = make_world(config.world)
     spec = world.policy_spec.with_training(TrainingRecord(
-        estimator=config.learner.estimator, env_steps=trainer.env_steps,
+        estimator=config.active.estimator, env_steps=trainer.env_steps,
         seed=config.trainer.seed, world=dump(config.world),
         evaluation=asdict(evaluation) if evaluation else {}, versions=versions()))
-    recorded = trainer.replay.data.next_obs[:trainer.replay.size].numpy()
-    if not len(recorded):
+    observations = trainer.algorithm.recorded(PARITY_OBSERVATIONS).numpy()
+    if not len(observations):
         raise SpecError(f'nothing to export in {trainer.run_dir}: no environment step was taken')
-    observations = recorded[-PARITY_OBSERVATIONS:]
     path = Path(path)
-    parity = export_policy(trainer.learner.policy, spec, observations, path)
+    policy = copy.deepcopy(trainer.learner.policy).cpu()
+    parity = export_policy(policy, spec, observations, path)
     card = describe(spec, read_sealed(path)[1])
     write_atomic(path.with_suffix('.md'), lambda file: file.write(card.encode()))
     return spec, parity
@@ -177,7 +211,10 @@ def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySp
     if not (run_dir / CHECKPOINT_FILE).exists():
         raise SpecError(f'{run_dir} holds no checkpoint to export: there is no {CHECKPOINT_FILE}')
     config = load_config(run_dir / CONFIG_FILE)
-    trainer = open_trainer(None, run_dir, resume=True)
+    # Its worlds are not needed, nor the device that they were on.
+    trainer = Trainer(replace(config.trainer, device='cpu'), config.active, None,
+                      make_vector(config.world, EVAL_ENVS), run_dir, dump(config),
+                      hindsight_goals(config))
     try:
         return export_trainer(trainer, config, path, episodes)
     finally:
@@ -211,6 +248,8 @@ def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_
 
 def versions() -> dict[str, Any]:
     """Return the versions that a result depends on."""
-    names = ('torch', 'mujoco', 'gymnasium', 'gymnasium-robotics', 'onnxruntime', 'numpy')
+    names = ['torch', 'mujoco', 'gymnasium', 'gymnasium-robotics', 'onnxruntime', 'numpy']
+    names += [name for name in ('mujoco-warp', 'warp-lang')  # only worlds on a device need them
+              if any(metadata.distributions(name=name))]
     return {'dpg_robot': __version__, 'python': platform.python_version(),
             **{name: metadata.version(name) for name in names}}

@@ -22,7 +22,7 @@ from dpg_robot.experiment import ExperimentConfig, load_config, open_trainer
 
 TINY = (
     'learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient_hidden=[16]',
-    'learner.batch_size=32', 'trainer.num_envs=2', 'trainer.warmup_steps=20',
+    'learner.batch_size=32', 'trainer.num_worlds=2', 'trainer.warmup_steps=20',
     'trainer.log_every_steps=20', 'trainer.eval_every_steps=0', 'trainer.env_steps=200')
 
 

@@ -77,7 +77,7 @@ def test_round_trip(tmp_path):
      'trainer.env_steps must be an integer, got True'),
     ('world: {task: fetch_reach}\ntrainer: {seed: -1}', 'trainer.seed must be at least 0, got -1'),
     ('world: {task: fetch_reach}\ntrainer: {workers: 5}',
-     'trainer.workers must be at most num_envs (4), got 5'),
+     'trainer.workers must be at most num_worlds (4), got 5'),
     ('world: {task: fetch_reach, noise: {actuator: -0.1}}',
      'world.noise.actuator must be at least 0, got -0.1'),
     ('world: {task: fetch_reach, noise: {observation: {goal_position: -1}}}',

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Large enough to round like the real one, and not symmetric.
 CONFIG = tiny_config(
     'trainer.env_steps=1000', 'trainer.warmup_steps=100', 'learner.hidden=[128, 96]',
-    'trainer.num_envs=4', 'trainer.updates_per_step=0.1', 'trainer.seed=3')
+    'trainer.num_worlds=4', 'trainer.updates_per_step=0.1', 'trainer.seed=3')
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +58,7 @@ def exported(trainer):
 
 @pytest.fixture(scope='module')
 def observations(trainer):
-    return trainer.replay.data.next_obs[:trainer.replay.size].numpy()
+    return trainer.algorithm.replay.data.next_obs[:trainer.algorithm.replay.size].numpy()
 
 
 def torch_actions(trainer, spec, observations, eps):

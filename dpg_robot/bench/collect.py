@@ -96,10 +96,10 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
         raise SpecError(f'world.noise.{key} must be {none} to measure gradients: state and '
                         'command must tell what one step does, but for white noise on the '
                         f'command; got {value}')
-    num_envs = config.trainer.num_envs + config.trainer.num_envs % NUM_REPLICAS
+    num_worlds = config.trainer.num_worlds + config.trainer.num_worlds % NUM_REPLICAS
     steps = NUM_REPLICAS * num_transitions
-    trainer = replace(config.trainer, env_steps=steps, num_envs=num_envs, seed=seed,
-                      replay_capacity=steps + num_envs, eval_every_steps=0,
+    trainer = replace(config.trainer, env_steps=steps, num_worlds=num_worlds, seed=seed,
+                      replay_capacity=steps + num_worlds, eval_every_steps=0,
                       log_every_steps=steps, checkpoint_every_steps=2 * steps)
     return replace(config, learner=critic_config(config.learner), trainer=trainer)
 
@@ -107,8 +107,8 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
 def collect(config: ExperimentConfig) -> Collection:
     """Train as :func:`collector_config` says, and keep every transition and some states."""
     trainer = config.trainer
-    rounds = -(-trainer.env_steps // trainer.num_envs)
-    envs = _Recorder(make_vector(config.world, trainer.num_envs), rounds)
+    rounds = -(-trainer.env_steps // trainer.num_worlds)
+    envs = _Recorder(make_vector(config.world, trainer.num_worlds), rounds)
     with tempfile.TemporaryDirectory() as folder:
         # A training of the collector's own length is repeated rather than resumed.
         training = Trainer(trainer, config.learner, envs, make_vector(config.world, 1),
@@ -117,7 +117,7 @@ def collect(config: ExperimentConfig) -> Collection:
             training.run()
         finally:
             training.close()
-    learner, replay = training.learner, training.replay
+    learner, replay = training.learner, training.algorithm.replay
     data = Batch(*(x[:replay.size].clone() for x in replay.data))
     target = one_step_target(config.learner, learner.policy.norm, learner.value_target,
                              data.reward, data.next_obs, data.terminated)

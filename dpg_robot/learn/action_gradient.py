@@ -25,6 +25,7 @@ from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
+    best_lean_on_device,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -88,12 +89,13 @@ class ActionGradient(nn.Module):
     """
 
     def __init__(self, config: GradientConfig, obs_dim: int, action_dim: int, norm: RunningNorm,
-                 value: nn.Module, achieved_goal: tuple[int, ...] = ()):
+                 value: nn.Module, achieved_goal: tuple[int, ...] = (), waits: bool = True):
         """Create the networks.
 
         :param norm: normaliser of observations, shared with the policy.
         :param value: slow copy of V, from normalised observations, shared with the learner.
         :param achieved_goal: places of the achieved goal in the observation.
+        :param waits: whether an update may look at values, for which a GPU must be waited for.
         :raises ValueError: if the outcome is the achieved goal and there is none.
         """
         super().__init__()
@@ -101,14 +103,15 @@ class ActionGradient(nn.Module):
         self.norm, self.value, self.action_dim = norm, value, action_dim
         if config.outcome == 'achieved_goal' and not achieved_goal:
             raise ValueError('outcome achieved_goal needs a task with an achieved goal, got none')
-        self.places = list(achieved_goal)
+        self.best_lean, self.waits = best_lean if waits else best_lean_on_device, waits
+        self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         name, state_action = config.estimator, obs_dim + action_dim
         self.guides = self._guides()
         check_outcome('learner', name, config.outcome)
         self.critic = EnsembleMLP(state_action, config.hidden, 1, config.num_critics)
         self.register_buffer('scale', torch.tensor(0.0))
         self.scale_rate = SCALE_RATE
-        outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places) + 1,
+        outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places),
                        'reward': 1, 'value': 1}[config.outcome]
         self.on_disturbance = name in ('denoising', 'doubly_robust') \
             and config.outcome not in SCALAR_OUTCOMES
@@ -150,15 +153,15 @@ class ActionGradient(nn.Module):
     def lean(self) -> torch.Tensor:
         """Return how far a sample's estimate leans on each guide, shape (num_guides,)."""
         if not self.estimator.leans:
-            return torch.ones(len(self.guides))
-        return best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
+            return torch.ones(len(self.guides), device=self.scale.device)
+        return self.best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
 
     @property
     def shares(self) -> torch.Tensor:
         """Return what each guide and, last, the amortised gradient contribute to g(s, a)."""
         if not self.on_disturbance:
-            return torch.ones(len(self.guides) + 1)
-        return best_lean(self.moments)
+            return torch.ones(len(self.guides) + 1, device=self.scale.device)
+        return self.best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
         """Let the outcome's normaliser follow new transitions, each seen once."""
@@ -313,7 +316,7 @@ class ActionGradient(nn.Module):
         baseline = q if self.config.baseline == 'critic' else \
             self._model_target(batch.obs, obs, action)
         advantage = (target - baseline).detach()
-        return Sample(advantage, score, guides, disturbance, torch.ones(len(self.guides)))
+        return Sample(advantage, score, guides, disturbance, advantage.new_ones(len(self.guides)))
 
     def follow(self, sample: Sample, own: torch.Tensor, rate: float = MOMENT_RATE) -> None:
         """Let the shares follow a batch.
@@ -408,17 +411,22 @@ def change_and_reward(batch: Batch) -> torch.Tensor:
     return torch.cat([batch.next_obs - batch.obs, batch.reward[:, None]], -1)
 
 
+def outcome_places(obs_dim: int, achieved_goal: tuple[int, ...]) -> torch.Tensor:
+    """Return where the achieved goal's changes and the reward are in what happened next."""
+    return torch.tensor([*achieved_goal, obs_dim])
+
+
 def choose_outcome(kind: str, changes: torch.Tensor, target: torch.Tensor,
-                   places: list[int]) -> torch.Tensor:
+                   places: torch.Tensor) -> torch.Tensor:
     """Return what the denoiser is told, shape (B, outcome_dim).
 
     :param kind: as in :class:`GradientConfig`.
     :param changes: of the observation, and the reward, normalised, shape (B, obs_dim + 1).
     :param target: the normalised target, shape (B,).
-    :param places: those of the achieved goal in the observation.
+    :param places: of :func:`outcome_places`.
     """
     if kind == 'value':
         return target[:, None]
     if kind == 'reward':
         return changes[:, -1:]
-    return changes[:, [*places, -1]] if kind == 'achieved_goal' else changes
+    return changes.index_select(1, places) if kind == 'achieved_goal' else changes

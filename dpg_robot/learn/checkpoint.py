@@ -24,7 +24,7 @@ import torch
 
 from dpg_robot.contract.strict import SpecError
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 def write_atomic(path: Path, write) -> None:
@@ -57,7 +57,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     :raises SpecError: if there is no such file, or it is not a checkpoint of this version.
     """
     try:
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, map_location='cpu', weights_only=False)
     except FileNotFoundError as error:
         raise SpecError(f'checkpoint {path} does not exist') from error
     except Exception as error:  # what unpickling garbage raises has no narrower base

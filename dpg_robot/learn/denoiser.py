@@ -158,4 +158,6 @@ class Denoiser(nn.Module):
         # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
         eye = torch.eye(len(self.correlation), device=score.device)
         correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)
-        return torch.linalg.solve(correlation, standard, left=False) / deviation
+        # Not solve: it waits for the device to learn whether the matrix was singular.
+        solved = torch.linalg.solve_ex(correlation, standard, left=False).result
+        return solved / deviation

@@ -88,10 +88,12 @@ class Learner(nn.Module):
     """
 
     def __init__(self, config: LearnerConfig, obs_dim: int, action_dim: int,
-                 achieved_goal: tuple[int, ...] = ()):
+                 achieved_goal: tuple[int, ...] = (), device: torch.device | str = 'cpu',
+                 waits: bool = True):
         """Create the networks, with torch's global random state.
 
         :param achieved_goal: places of the achieved goal in the observation.
+        :param waits: whether an update may look at values, for which a GPU must be waited for.
         """
         super().__init__()
         self.config, self.action_dim = config, action_dim
@@ -100,16 +102,19 @@ class Learner(nn.Module):
         self.value_target = copy.deepcopy(self.value)
         self.slow_policy = copy.deepcopy(self.policy.net) if config.drift else None
         self.action_gradient = ActionGradient(config, obs_dim, action_dim, self.policy.norm,
-                                              self.value_target, achieved_goal)
-        set_products(self, config.precision)
+                                              self.value_target, achieved_goal, waits)
+        device = torch.device(device)
+        set_products(self, config.precision, device.type)
         first = math.log(config.temperature) if config.temperature > 0 else -math.inf
         self.log_temperature = nn.Parameter(torch.tensor(first))
+        self.to(device)  # drawn on the host: the same on every device
         groups = [{'params': list(self.policy.parameters()), 'lr': config.policy_rate},
                   {'params': list(self.value.parameters()), 'lr': config.critic_rate,
                    'weight_decay': config.value_weight_decay},
                   {'params': [self.log_temperature], 'lr': config.policy_rate},
                   *self.action_gradient.parameter_groups()]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True,
+                                           capturable=device.type == 'cuda')
         self.eval()
 
     @property
@@ -177,7 +182,7 @@ class Learner(nn.Module):
                 advantages = self.action_gradient.advantages(normal, action)
                 soft.append(advantages.min(0).values - self.temperature * log_prob)
             soft, temperature = torch.stack(soft), self.temperature
-            if self.config.soft_value and temperature > 0:
+            if self.config.soft_value and self.config.temperature > 0:
                 # int exp(Q / T) da = E_pi[exp(Q / T - log pi)]
                 mean = temperature * (torch.logsumexp(soft / temperature, 0)
                                       - math.log(len(soft)))

@@ -61,13 +61,15 @@ class EnsembleMLP(nn.Module):
         return h
 
 
-def set_products(module: nn.Module, precision: str) -> None:
+def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> None:
     """Choose what the hidden layers of all networks inside are multiplied in while training.
 
     :param precision: ``float32``; ``bfloat16``, whose numbers have eight significant bits; or
-        ``auto``: bfloat16 where the processor has instructions for it.
+        ``auto``: bfloat16 on a processor that has instructions for it, but not on a GPU.
+    :param device: ``cpu`` or ``cuda``.
     """
-    narrow = precision == 'bfloat16' or precision == 'auto' and _has_bfloat16()
+    narrow = precision == 'bfloat16' or \
+        precision == 'auto' and device == 'cpu' and _has_bfloat16()
     for network in module.modules():
         if isinstance(network, EnsembleMLP):
             network.products = torch.bfloat16 if narrow else None

@@ -28,15 +28,20 @@ from dataclasses import dataclass
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from dpg_robot.contract.strict import bounded, SpecError
-from dpg_robot.learn.action_gradient import change_and_reward, choose_outcome
+from dpg_robot.learn.action_gradient import (
+    change_and_reward,
+    choose_outcome,
+    outcome_places,
+)
 from dpg_robot.learn.denoiser import Denoiser
+from dpg_robot.learn.device import Captured
 from dpg_robot.learn.estimators import (
     best_lean,
+    best_lean_on_device,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -123,24 +128,29 @@ class OnPolicyLearner(nn.Module):
     """
 
     def __init__(self, config: OnPolicyConfig, obs_dim: int, action_dim: int,
-                 achieved_goal: tuple[int, ...] = (), device: str = 'cpu'):
+                 achieved_goal: tuple[int, ...] = (), device: torch.device | str = 'cpu',
+                 waits: bool = True, cuda_graphs: bool = False):
         """Create the networks, with torch's global random state.
 
         :param achieved_goal: places of the achieved goal in the observation.
+        :param waits: whether an update may look at values, for which a GPU must be waited for.
+        :param cuda_graphs: on a GPU, record each kind of step as a CUDA graph.
         :raises SpecError: if the outcome is the achieved goal and there is none.
         """
         super().__init__()
         if config.outcome == 'achieved_goal' and not achieved_goal:
             raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
-        self.config, self.action_dim, self.world_obs = config, action_dim, None
-        self.estimator, self.places = ESTIMATORS[config.estimator], list(achieved_goal)
-        c = config
+        self.config, self.action_dim, self.estimator = config, action_dim, ESTIMATORS[
+            config.estimator]
+        self.best_lean = best_lean if waits else best_lean_on_device
+        self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
+        c, device = config, torch.device(device)
         self.policy = SquashedGaussianPolicy(obs_dim, action_dim, c.hidden, c.min_std)
         self.slow_policy = copy.deepcopy(self.policy.net) if c.drift else None
         self.value = EnsembleMLP(obs_dim, c.hidden, 1)
         self.return_norm, self.outcome_norm = RunningNorm(1), RunningNorm(obs_dim + 1)
         self.critic = EnsembleMLP(obs_dim + action_dim, c.hidden, 1, 2)
-        width = {'state': obs_dim, 'achieved_goal': len(self.places), 'value': 0}[c.outcome] + 1
+        width = {'state': obs_dim + 1, 'achieved_goal': len(self.places), 'value': 1}[c.outcome]
         denoises = c.estimator in ('denoising', 'doubly_robust')
         self.denoiser = Denoiser(obs_dim, action_dim, width, c.denoiser_hidden, c.sigma,
                                  c.sigma_ratio) if denoises else None
@@ -153,32 +163,9 @@ class OnPolicyLearner(nn.Module):
         self.optimizer = torch.optim.AdamW(
             [{'params': list(net.parameters()), 'lr': rate} for net, rate in groups if net]
             + [{'params': [self.log_temperature], 'lr': c.policy_rate}],
-            weight_decay=0.0, fused=True)
-
-    @torch.no_grad()
-    def collect(self, envs, seed: int = 0) -> Rollout:
-        """Act for ``horizon`` steps, from where the last call stopped.
-
-        :param envs: gymnasium vector environment with same-step resets.
-        :param seed: of the worlds, at the first call.
-        """
-        if self.world_obs is None:
-            self.world_obs, _ = envs.reset(seed=seed)
-        steps, device = [], self.log_temperature.device
-        for _ in range(self.config.horizon):
-            obs = torch.as_tensor(self.world_obs, dtype=torch.float32, device=device)
-            eps = torch.randn(len(obs), self.action_dim, device=device)
-            action = self.policy(obs, eps)
-            following, reward, terminated, truncated, info = envs.step(action.cpu().numpy())
-            # Truncation is not termination: bootstrap from the true last observation.
-            next_obs = following.copy()
-            for i in np.flatnonzero(terminated | truncated):
-                next_obs[i] = info['final_obs'][i]
-            steps.append((obs, eps, action, *(
-                torch.as_tensor(x, dtype=torch.float32, device=device)
-                for x in (reward, next_obs, terminated, truncated))))
-            self.world_obs = following
-        return Rollout(*(torch.stack(x) for x in zip(*steps)))
+            weight_decay=0.0, fused=True, capturable=device.type == 'cuda')
+        self._fit, self._improve = (Captured(function, device, cuda_graphs) for function in (
+            self._fit_step, self._improve_step))
 
     def observe(self, rollout: Rollout) -> None:
         """Let the normalisers follow a rollout; call it with a first one before any update."""
@@ -189,17 +176,18 @@ class OnPolicyLearner(nn.Module):
     def update(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """Learn from one rollout and return scalars to log."""
         data, metrics = self.prepare(rollout)
-        for _, part in self._minibatches(data, self.config.num_epochs):
-            self._step(self._fit_losses(part, metrics))
+        for rows in self._minibatches(data, self.config.num_epochs):
+            fitted = self._fit(*(x[rows] for x in data))
         gradient = self.estimates(data)
-        for rows, part in self._minibatches(data, self.config.policy_epochs):
-            self._step(self._policy_losses(part, gradient[rows], metrics))
+        for rows in self._minibatches(data, self.config.policy_epochs):
+            improved = self._improve(gradient[rows], *(x[rows] for x in data))
+        metrics |= fitted | improved
         if self.slow_policy is not None:
             polyak_update(self.slow_policy, self.policy.net, self.config.drift_rate)
         # Last, so that everything above saw the observations as the acting policy did.
         self.observe(rollout)
         return metrics | {'gradient/norm': gradient.norm(dim=-1).mean(),
-                          'gradient/lean_critic': best_lean(self.moments)[0],
+                          'gradient/lean_critic': self.best_lean(self.moments)[0],
                           'policy/temperature': self.log_temperature.detach().exp()}
 
     @torch.no_grad()
@@ -248,7 +236,7 @@ class OnPolicyLearner(nn.Module):
             return guide
         baseline = q.detach() if self.config.baseline == 'critic' else 0.0
         sample = Sample(data.advantage - baseline, denoised.score, guide[None],
-                        denoised.disturbance, best_lean(self.moments))
+                        denoised.disturbance, self.best_lean(self.moments))
         estimate = self.estimator.correction(sample)
         if self.estimator.leans:
             estimate = estimate + sample.lean[0] * guide
@@ -261,7 +249,9 @@ class OnPolicyLearner(nn.Module):
             denoised = self.denoiser(action, obs, data.outcome)
             losses['denoiser'], action = denoised.loss, denoised.action
             metrics |= {'score/explained': denoised.explained,
-                        'score/calibration': denoised.calibration}
+                        'score/calibration': denoised.calibration,
+                        'exploration/spread_over_sigma':
+                            denoised.spread.min() / self.config.sigma}
         error = (self._advantages(obs, action) - data.advantage).square()
         own = torch.stack([data.fold == 0, data.fold == 1])
         losses['critic'] = 2 * (error * own).mean(1).sum()
@@ -301,10 +291,22 @@ class OnPolicyLearner(nn.Module):
     def _minibatches(self, data, epochs):
         size = -(-len(data.fold) // self.config.minibatches)
         for _ in range(epochs):
-            for rows in torch.randperm(len(data.fold), device=data.fold.device).split(size):
-                yield rows, Prepared(*(x[rows] for x in data))
+            # A random order; randperm would draw it on the host.
+            order = torch.rand(len(data.fold), device=data.fold.device).argsort()
+            yield from order.split(size)
 
-    def _step(self, losses):
+    def _fit_step(self, *part):
+        metrics = {}
+        self._step(self._fit_losses(Prepared(*part), metrics), metrics)
+        return metrics
+
+    def _improve_step(self, gradient, *part):
+        metrics = {}
+        self._step(self._policy_losses(Prepared(*part), gradient, metrics), metrics)
+        return metrics
+
+    def _step(self, losses, metrics):
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         self.optimizer.step()
+        metrics |= {f'loss/{name}': loss.detach() for name, loss in losses.items()}

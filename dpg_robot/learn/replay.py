@@ -46,13 +46,14 @@ class Replay:
     ``terminated`` stops the bootstrap.
     """
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int):
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int,
+                 device: torch.device | str = 'cpu'):
         """Reserve the memory."""
         self.capacity, self.size, self.position = capacity, 0, 0
-        self.data = Batch(torch.zeros(capacity, obs_dim), torch.zeros(capacity, action_dim),
-                          torch.zeros(capacity), torch.zeros(capacity, obs_dim),
-                          torch.zeros(capacity), torch.zeros(capacity),
-                          torch.full((capacity,), torch.nan))
+        self.device = torch.device(device)
+        widths = ((obs_dim,), (action_dim,), (), (obs_dim,), (), ())
+        self.data = Batch(*(torch.zeros(capacity, *width, device=device) for width in widths),
+                          torch.full((capacity,), torch.nan, device=device))
 
     def add(self, batch: Batch) -> None:
         """Store a batch of transitions over the oldest ones.
@@ -63,7 +64,8 @@ class Replay:
         if count > self.capacity:
             raise ValueError(f'replay capacity must be at least one batch, {count}, '
                              f'got {self.capacity}')
-        index = torch.arange(self.position, self.position + count) % self.capacity
+        index = torch.arange(self.position, self.position + count,
+                             device=self.device) % self.capacity
         for store, values in zip(self.data, batch):
             store[index] = values
         self.position = (self.position + count) % self.capacity
@@ -75,15 +77,20 @@ class Replay:
 
     def _draw(self, batch_size):
         # Few are held out, so twice as many draws are enough.
-        index = torch.randint(self.size, (2 * batch_size,))
-        return index[self.data.held_out[index] == 0][:batch_size]
+        index = torch.randint(self.size, (2 * batch_size,), device=self.device)
+        held_out = self.data.held_out[index]
+        # The first ones that are not, found without asking a device how many there are.
+        first = held_out.argsort(stable=True)[:batch_size]
+        chosen = index[first]
+        return torch.where(held_out[first] == 0, chosen, chosen[0])
 
     def _take(self, index):
         return Batch(*(store[index] for store in self.data))
 
     def held_out(self, count: int) -> Batch:
         """Return the newest transitions that are held out, at most ``count``."""
-        oldest_first = torch.arange(self.position, self.position + self.size) % max(self.size, 1)
+        oldest_first = torch.arange(self.position, self.position + self.size,
+                                    device=self.device) % max(self.size, 1)
         index = oldest_first[self.data.held_out[oldest_first] == 1][-count:]
         return self._take(index)
 
@@ -103,6 +110,11 @@ class Replay:
         self.position, self.size = position, size
         for store, values in zip(self.data, state['data']):
             store[:self.size] = values
+
+
+def row_bytes(obs_dim: int, action_dim: int) -> int:
+    """Return the memory of one transition [bytes]."""
+    return 4 * (2 * obs_dim + action_dim + 4)
 
 
 def hold_out(rows: torch.Tensor, every: int) -> torch.Tensor:

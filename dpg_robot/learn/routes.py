@@ -41,14 +41,15 @@ def sample_gradient(source: ActionGradient, batch: Batch) -> torch.Tensor:
 
 
 def importance_weights(policy: SquashedGaussianPolicy, batch: Batch,
-                       cap: float) -> torch.Tensor:
+                       cap: float, check: bool = True) -> torch.Tensor:
     """Return min(cap, pi(a | s) / p(a | s)), p the behaviour that acted, shape (B,).
 
     Truncation bounds the variance; what it cuts off is a bias towards what the behaviour did.
 
+    :param check: whether to look at the densities, which waits for a device.
     :raises ValueError: if the behaviour's density was not recorded.
     """
-    if not torch.isfinite(batch.log_prob).all():
+    if check and not torch.isfinite(batch.log_prob).all():
         raise ValueError('log_prob of every transition must be finite for the inverted route, '
                          'got some that are not')
     with torch.no_grad():
@@ -65,7 +66,7 @@ def inverted_ascent(policy: SquashedGaussianPolicy, source: ActionGradient, batc
 
     :param metrics: figures of the weights are added to it.
     """
-    weight = importance_weights(policy, batch, cap)
+    weight = importance_weights(policy, batch, cap, check=source.waits)
     gradient = weight[:, None] * sample_gradient(source, batch)
     with torch.no_grad():
         eps = policy.invert(batch.obs, batch.action)

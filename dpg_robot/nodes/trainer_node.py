@@ -41,7 +41,8 @@ from std_srvs.srv import Trigger
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import export_run, export_trainer, load_config, open_trainer
-from dpg_robot.learn.trainer import CHECKPOINT_FILE, Progress, Trainer
+from dpg_robot.learn.run_log import Progress
+from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer
 from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
 
 PARAMETERS = (
@@ -51,6 +52,10 @@ PARAMETERS = (
               "config's name, in the folder where the node was started."),
     Parameter('estimator', '', "Estimator of the policy gradient; empty for the config's."),
     Parameter('seed', -1, "Seed of everything random; -1 for the config's.", -1, 2**31 - 1),
+    Parameter('device', '', "cpu, or cuda for worlds and learning on a GPU; empty for the "
+              "config's."),
+    Parameter('num_worlds', 0, "Worlds that are stepped together; 0 for the config's.",
+              0, 2**31 - 1),
     Parameter('overrides', [''], "Changes to the config, such as 'learner.sigma=0.3'."),
     Parameter('autostart', True, 'Train at once; otherwise wait for the start service.'),
     Parameter('resume', True, 'Continue the training that run_dir holds, if any; otherwise '
@@ -128,7 +133,7 @@ class TrainerNode(Node):
     def _train(self):
         trainer, steps = self._trainer, self._config.trainer.env_steps
         self.get_logger().info(
-            f'training {self._config.world.task} with {self._config.learner.estimator}, from '
+            f'training {self._config.world.task} with {self._config.active.estimator}, from '
             f'step {trainer.env_steps} of {steps}, in {self.run_dir}')
         try:
             finished = trainer.run(self._on_progress, self._between_updates)
@@ -268,8 +273,10 @@ class TrainerNode(Node):
     def _read_config(self):
         given = {**self.settings, 'env_steps': self.get_parameter('env_steps').value}
         overrides = [text for text in given['overrides'] if text]
-        for key, value, default in (('learner.estimator', given['estimator'], ''),
+        for key, value, default in (('estimator', given['estimator'], ''),
                                     ('trainer.seed', given['seed'], -1),
+                                    ('trainer.device', given['device'], ''),
+                                    ('trainer.num_worlds', given['num_worlds'], 0),
                                     ('trainer.env_steps', given['env_steps'], 0)):
             if value != default:
                 overrides.append(f'{key}={value}')
@@ -286,7 +293,7 @@ class TrainerNode(Node):
         message = f'training failed: {self._failure}' if self._state == 'failed' else self.state
         self._diagnostics.publish('ERROR' if self._state == 'failed' else 'OK', message, {
             'state': self.state, 'task': self._config.world.task,
-            'estimator': self._config.learner.estimator, 'seed': self._config.trainer.seed,
+            'estimator': self._config.active.estimator, 'seed': self._config.trainer.seed,
             'run_dir': str(self.run_dir), 'model': self._model,
             'progress': asdict(self._progress) if self._progress else {}})
 

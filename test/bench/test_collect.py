@@ -33,7 +33,7 @@ NUM_TRANSITIONS = 160
 @pytest.fixture(scope='module')
 def config():
     """Return a training on the reacher, whose episodes of 50 steps end twice here."""
-    task = load_config('reacher', [*SMALL, 'world.dead_actuators=1', 'trainer.num_envs=1'])
+    task = load_config('reacher', [*SMALL, 'world.dead_actuators=1', 'trainer.num_worlds=1'])
     return collector_config(task, NUM_TRANSITIONS, 3)
 
 
@@ -45,7 +45,7 @@ def collection(config):
 def test_the_collector_is_a_critic_with_an_even_number_of_worlds(config):
     assert config.learner.estimator == 'critic'
     assert config.learner.hidden == (16,)
-    assert config.trainer.num_envs == 2
+    assert config.trainer.num_worlds == 2
     assert config.trainer.env_steps == 2 * NUM_TRANSITIONS
     assert config.trainer.seed == 3
 

@@ -245,10 +245,10 @@ def test_training_with_hindsight_and_its_resumption(tmp_path):
     train(tiny_config(*SPARSE), tmp_path / 'stopped', should_stop=stop_after(70))
     resumed = train(None, tmp_path / 'stopped')
     assert_same_parameters(whole, resumed)
-    assert torch.equal(whole.replay.left, resumed.replay.left)
+    assert torch.equal(whole.algorithm.replay.left, resumed.algorithm.replay.left)
 
-    batch = whole.replay.sample(2000)
-    asked = set(map(tuple, whole.replay.data.obs[:200, 6:].tolist()))
+    batch = whole.algorithm.replay.sample(2000)
+    asked = set(map(tuple, whole.algorithm.replay.data.obs[:200, 6:].tolist()))
     assert len(asked) == 4
     relabelled = torch.tensor([tuple(goal) not in asked for goal in batch.obs[:, 6:].tolist()])
     assert relabelled.float().mean().item() == pytest.approx(0.8, abs=0.04)
@@ -260,8 +260,8 @@ def test_training_with_hindsight_and_its_resumption(tmp_path):
 
 def test_without_hindsight_nothing_is_in_the_way(tmp_path):
     trainer = train(tiny_config('trainer.env_steps=20'), tmp_path)
-    assert type(trainer.replay) is Replay
-    assert trainer.replay.state_dict().keys() == {'position', 'data'}
+    assert type(trainer.algorithm.replay) is Replay
+    assert trainer.algorithm.replay.state_dict().keys() == {'position', 'data'}
 
 
 @pytest.mark.parametrize('overrides, message', [

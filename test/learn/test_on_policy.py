@@ -22,6 +22,8 @@ import torch
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.gae import generalised_advantage
 from dpg_robot.learn.on_policy import OnPolicyConfig, OnPolicyLearner, Rollout
+from dpg_robot.learn.rollouts import collect
+from dpg_robot.learn.worlds import HostWorlds
 
 NAMES = ('denoising', 'doubly_robust', 'critic', 'reinforce')
 
@@ -126,9 +128,15 @@ class CountingWorlds:
         return self._obs(), action[:, 0], ends & [False, True], ends & [True, False], info
 
 
+def counting():
+    worlds = HostWorlds(CountingWorlds())
+    worlds.reset(0)
+    return worlds
+
+
 def test_a_rollout_records_eps_and_the_true_last_observations():
-    learner, worlds = make_learner(horizon=4), CountingWorlds()
-    first, second = learner.collect(worlds), learner.collect(worlds)
+    learner, worlds = make_learner(), counting()
+    first, second = (collect(learner.policy, worlds, 4) for _ in range(2))
     assert first.obs[:, :, 0].tolist() == [[0, 0], [1, 1], [2, 0], [0, 1]]
     assert first.next_obs[:, :, 0].tolist() == [[1, 1], [2, 2], [3, 1], [1, 2]]
     assert first.truncated.tolist() == [[0, 0], [0, 0], [1, 0], [0, 0]]
@@ -152,7 +160,7 @@ def with_known_value(learner):
 
 def test_truncation_bootstraps_in_the_middle_and_termination_does_not():
     learner = with_known_value(make_learner(horizon=4, lam=0.5))
-    rollout = learner.collect(CountingWorlds())._replace(reward=torch.ones(4, 2))
+    rollout = collect(learner.policy, counting(), 4)._replace(reward=torch.ones(4, 2))
     data, _ = learner.prepare(rollout)
     a3 = 1 + 0.9 * 1 - 0, 1 - 1
     a2 = 1 + 0.9 * 3 - 2, 1 + 0.9 * 1 - 0 + 0.45 * a3[1]

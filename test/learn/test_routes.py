@@ -100,7 +100,7 @@ def test_replay_keeps_the_density_of_the_behaviour():
 def test_trainer_records_the_density_of_the_behaviour(tmp_path):
     config = tiny_config('learner.estimator=critic', 'trainer.updates_per_step=0.01')
     trainer = train(config, tmp_path, should_stop=stop_after(15))
-    data, dims = trainer.replay.data, trainer.learner.action_dim
+    data, dims = trainer.algorithm.replay.data, trainer.learner.action_dim
     torch.testing.assert_close(data.log_prob[:20], torch.full((20,), -dims * math.log(2.0)))
     # No update has come yet, and only the normaliser has moved since the last step was taken.
     later = slice(28, 30)

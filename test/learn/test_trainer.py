@@ -35,9 +35,10 @@ import torch
 from dpg_robot import experiment
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
-from dpg_robot.learn import trainer as module
+from dpg_robot.learn import off_policy as module
+from dpg_robot.learn.off_policy import OffPolicy
 from dpg_robot.learn.replay import Replay, RUN
-from dpg_robot.learn.trainer import Progress, Trainer
+from dpg_robot.learn.run_log import Progress
 
 EVALUATED = ('trainer.eval_every_steps=100', 'trainer.eval_episodes=1')
 
@@ -67,7 +68,8 @@ def test_replay_holds_the_true_last_observation(tmp_path, monkeypatch):
                                                             add(self, batch)))
     trainer = open_trainer(tiny_config('trainer.env_steps=104'), tmp_path, resume=False)
     resets, finals = [], []
-    step = trainer.envs.step
+    envs = trainer.worlds.envs
+    step = envs.step
 
     def watch(action):
         obs, reward, terminated, truncated, info = step(action)
@@ -76,7 +78,7 @@ def test_replay_holds_the_true_last_observation(tmp_path, monkeypatch):
             resets.append(obs.copy())
             finals.append(np.stack(info['final_obs']))
         return obs, reward, terminated, truncated, info
-    monkeypatch.setattr(trainer.envs, 'step', watch)
+    monkeypatch.setattr(envs, 'step', watch)
     trainer.run()
     assert len(batches) == 52 and len(resets) == 1
     last = batches[49]
@@ -95,7 +97,7 @@ def test_replay_holds_the_true_last_observation(tmp_path, monkeypatch):
 def test_evaluation_moves_no_random_state(whole, tmp_path):
     other = train(tiny_config(), tmp_path)
     assert_same_parameters(whole, other)
-    assert torch.equal(whole.replay.data.obs, other.replay.data.obs)
+    assert torch.equal(whole.algorithm.replay.data.obs, other.algorithm.replay.data.obs)
     assert whole.last_eval is not None and other.last_eval is None
 
 
@@ -172,8 +174,8 @@ def test_progress(whole, progresses):
     assert -50 < last.episode_return < 0 and -50 < last.eval_return < 0
     assert 0 <= last.success <= 1 and 0 <= last.eval_success <= 1
     assert last.eval_return == whole.last_eval['return_mean']
-    assert len(whole.recent) == 4  # 200 steps make four episodes of 50
-    assert last.episode_return == np.mean([total for total, _ in whole.recent])
+    assert len(whole.worlds.recent) == 4  # 200 steps make four episodes of 50
+    assert last.episode_return == np.mean([total for total, _ in whole.worlds.recent])
 
 
 def test_rows_of_metrics(whole, progresses):
@@ -268,7 +270,7 @@ def test_looking_at_held_out_transitions_does_not_change_a_training(tmp_path, mo
     assert len(rows) >= 4
     assert {'held_out/loss/denoiser', 'held_out/score/explained',
             'held_out/gradient/calibration'} <= rows[-1].keys()
-    monkeypatch.setattr(Trainer, '_measure', lambda self: {})
+    monkeypatch.setattr(OffPolicy, 'measure', lambda self: {})
     blind = train(tiny_config(), tmp_path / 'blind')
     assert not any('held_out/loss/critic' in row for row in rows_of(tmp_path / 'blind'))
     assert_same_parameters(looking, blind)
@@ -292,7 +294,7 @@ def test_held_out_transitions_are_measured_and_never_learned_from(tmp_path, monk
 def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
     hold_out_more(monkeypatch)
     trainer = train(tiny_config(), tmp_path)
-    held_out = trainer.replay.data.held_out[:200].reshape(100, 2)
+    held_out = trainer.algorithm.replay.data.held_out[:200].reshape(100, 2)
     assert (held_out[:RUN] == torch.tensor([0.0, 0.0])).all()
     assert (held_out[RUN:] == torch.tensor([0.0, 1.0])).all()
 

@@ -39,7 +39,7 @@ def find_configs():
 
 
 CONFIGS = find_configs()
-SMOKE = [*TINY, 'learner.batch_size=16', 'trainer.num_envs=1', 'trainer.warmup_steps=20',
+SMOKE = [*TINY, 'learner.batch_size=16', 'trainer.num_worlds=1', 'trainer.warmup_steps=20',
          'trainer.env_steps=40']
 STEPS = 10
 

@@ -34,7 +34,7 @@ import yaml
 
 from dpg_robot.contract.strict import dump
 from dpg_robot.experiment import open_trainer
-from dpg_robot.learn.trainer import Progress
+from dpg_robot.learn.run_log import Progress
 from dpg_robot.nodes.trainer_node import PARAMETERS
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 

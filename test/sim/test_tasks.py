@@ -286,7 +286,7 @@ def test_it_is_trained_evaluated_and_exported(name, tmp_path):
     draw_learning_curve(rows, tmp_path / 'curve.png')
 
     # The file gives physical commands: within the limits, and to be normalised again.
-    policy, obs = OnnxPolicy(tmp_path / 'model.onnx'), trainer.replay.data.next_obs[:50]
+    policy, obs = OnnxPolicy(tmp_path / 'model.onnx'), trainer.algorithm.replay.data.next_obs[:50]
     commands = np.array([policy(row) for row in obs.numpy()])
     lower, upper = (np.concatenate([getattr(term, key) for term in spec.action])
                     for key in ('lower', 'upper'))

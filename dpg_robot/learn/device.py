@@ -1,0 +1,122 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Where a training computes: which device, whether it fits there, and CUDA graphs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import logging
+from typing import Any
+
+import torch
+
+from dpg_robot.contract.strict import SpecError
+
+# On cpu the worlds are those of C MuJoCo; warp_cpu has those of a GPU, and nothing waits there
+# either, so that tests need no GPU.
+DEVICES = ('cpu', 'cuda', 'warp_cpu')
+NUM_WARM_UP = 3
+# What a training takes beside its stored transitions must find room as well.
+USABLE = 0.8
+logger = logging.getLogger('dpg_robot')
+
+
+def find_device(name: str) -> torch.device:
+    """Return torch's device for one of :data:`DEVICES`, and set torch up for it.
+
+    :raises SpecError: if this machine has none.
+    """
+    if name != 'cuda':
+        return torch.device('cpu')
+    if not torch.cuda.is_available():
+        raise SpecError('trainer.device must be cpu or warp_cpu where torch finds no NVIDIA GPU, '
+                        f'got cuda (torch {torch.__version__})')
+    # Products of float32 with eleven significant bits, three more than bfloat16 has.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return torch.device('cuda', torch.cuda.current_device())
+
+
+def check_memory(key: str, count: int, row_bytes: int, device: torch.device) -> None:
+    """Check that so many rows fit into the memory of a GPU, before anything is allocated.
+
+    :param key: the setting to name; ``count`` is its value.
+    :raises SpecError: naming the key, what it needs and what there is.
+    """
+    if device.type != 'cuda':
+        return
+    free, needed = torch.cuda.mem_get_info(device)[0], count * row_bytes
+    if needed > USABLE * free:
+        most = int(USABLE * free / row_bytes)
+        raise SpecError(f'{key} must be at most {most} for the {free / 2**30:.1f} GiB that are '
+                        f'free on the GPU, got {count}, which need {needed / 2**30:.1f} GiB')
+
+
+class Captured:
+    """A function of tensors as one CUDA graph, on a GPU; elsewhere the function itself.
+
+    A small network's update is hundreds of kernels that each take longer to launch than to run;
+    a graph launches them at once. The first calls run as they are, which makes the optimiser's
+    state and the libraries ready; the next is recorded, and from then on replayed. Each shape of
+    the arguments has a graph of its own. What a call returns is overwritten by the next one.
+    """
+
+    def __init__(self, function: Callable[..., Any], device: torch.device, wanted: bool = True):
+        """Prepare a function that allocates nothing lasting and never asks for a value.
+
+        :param wanted: False to run the function as it is, on a GPU, too.
+        """
+        self.function, self.device = function, device
+        self.wanted = wanted and device.type == 'cuda'
+        self._calls: dict[tuple, int] = {}
+        self._graphs: dict[tuple, tuple] = {}
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        """Call the function, or replay it on these values."""
+        if not self.wanted:
+            return self.function(*tensors)
+        key = tuple(x.shape for x in tensors)
+        if key not in self._graphs:
+            self._calls[key] = self._calls.get(key, 0) + 1
+            if self._calls[key] <= NUM_WARM_UP:
+                return self._aside(tensors)
+            try:
+                self._graphs[key] = self._record(tensors)
+            except RuntimeError as error:
+                # Slower, and as right: nothing that is recorded has been done yet.
+                self.wanted = False
+                logger.warning('updates run without a CUDA graph, since recording one failed: '
+                               '%s', str(error).partition('\n')[0])
+                return self.function(*tensors)
+        graph, inputs, result = self._graphs[key]
+        for place, tensor in zip(inputs, tensors):
+            place.copy_(tensor)
+        graph.replay()
+        return result
+
+    def _aside(self, tensors):
+        """Run on a stream other than the default one, which nothing recorded later may meet."""
+        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            result = self.function(*tensors)
+        current.wait_stream(stream)
+        return result
+
+    def _record(self, tensors):
+        inputs = [x.clone() for x in tensors]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(*inputs)
+        return graph, inputs, result
