@@ -17,6 +17,7 @@ import torch
 
 from dpg_robot.learn.estimators import (
     best_lean,
+    best_lean_on_device,
     denoising,
     doubly_robust,
     ESTIMATORS,
@@ -219,6 +220,21 @@ def test_what_a_bound_takes_from_one_guide_is_not_left_in_another(moments, expec
 
 def test_best_lean_before_the_first_batch_is_zero():
     assert best_lean(torch.zeros(2, 3)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize('num_guides', [1, 2, 3])
+def test_best_lean_without_waiting_is_the_same(num_guides):
+    at_bounds = set()
+    for _ in range(200):
+        guides = torch.randn(40, num_guides) + 0.5 * torch.randn(40, 1)
+        goal = guides @ (1.5 * torch.randn(num_guides)) + torch.randn(40)
+        moments = guides.T @ torch.cat([guides, goal[:, None]], 1) / 40
+        lean = best_lean_on_device(moments)
+        torch.testing.assert_close(lean, best_lean(moments), rtol=1e-4, atol=1e-4)
+        at_bounds |= {(lean == 0).any().item(), (lean == MAX_LEAN).any().item()}
+    assert at_bounds == {True, False}
+    zeros = torch.zeros(num_guides, num_guides + 1)
+    assert best_lean_on_device(zeros).tolist() == [0] * num_guides
 
 
 def test_best_lean_is_near_zero_for_a_random_guide(case):
