@@ -72,10 +72,16 @@ def put_states(worlds, task, states):
         'goal': lambda state: state['goal'], 'sines': lambda state: state['goal'],
         'periods': lambda state: [state['steps']],
         'seen': lambda state: state['body_position'][1, :2]}
-    for name, tensor in worlds.task.memory.items():
-        tensor.copy_(torch.tensor(np.array([memory[name](state) for state in states])))
-    worlds.steps.copy_(torch.tensor([state['steps'] for state in states]))
     worlds.physics.settle()
+    for name, tensor in worlds.task.memory.items():
+        if name in memory:
+            tensor.copy_(torch.tensor(np.array([memory[name](state) for state in states])))
+    if 'seen_gripper' in worlds.task.memory:
+        seen = torch.cat(worlds.task.poses, 1) if 'body_position' not in states[0] else tensor_of(
+            [np.append(state['body_position'][worlds.task.welded],
+                       state['body_orientation'][worlds.task.welded]) for state in states])
+        worlds.task.seen.copy_(seen)
+    worlds.steps.copy_(torch.tensor([state['steps'] for state in states]))
 
 
 def tensor_of(values):

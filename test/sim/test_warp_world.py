@@ -99,7 +99,8 @@ def test_a_state_restores_the_future_to_the_bit(noisy):
     assert all(map(torch.equal, path, run(fresh, 5)))
 
 
-@pytest.mark.parametrize('name', ['fetch_reach', 'reach', 'track', 'reacher', 'hand_reach', 'ant'])
+@pytest.mark.parametrize('name', [
+    'fetch_reach', 'fetch_pick_and_place', 'reach', 'track', 'reacher', 'hand_reach', 'ant'])
 def test_a_state_restores_other_tasks_too(name):
     worlds = make_worlds(name, 2, noise=NoiseConfig(actuator=0.1))
     worlds.reset(seed=0)
@@ -158,8 +159,9 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize('name', ['half_cheetah', 'fetch_reach', 'hand_reach', 'reach', 'track',
-                                  'hopper', 'reacher', 'ant'])
+@pytest.mark.parametrize('name', [
+    'half_cheetah', 'fetch_reach', 'fetch_push', 'fetch_pick_and_place', 'hand_reach', 'reach',
+    'track', 'hopper', 'reacher', 'ant'])
 def test_a_step_never_waits_for_the_device(name, noisy):
     worlds = noisy if name == 'half_cheetah' else make_worlds(
         name, 2, noise=NoiseConfig(actuator=0.1, command_latency_s=0.03, command_loss=0.1))
@@ -171,6 +173,13 @@ def test_a_step_never_waits_for_the_device(name, noisy):
     with Waits() as waits:  # or nothing would be found
         assert action[action > 1].sum() == 0
     assert waits.found == {'index', '_local_scalar_dense'}
+
+
+def test_objects_never_begin_under_the_gripper():
+    worlds = make_worlds('fetch_push', 200)
+    obs, _ = worlds.reset(seed=0)
+    apart = (obs[:, 6:8] - worlds.task.middle[:2]).norm(dim=1)
+    assert 0.1 <= apart.min() and apart.max() <= 0.15 * 2 ** 0.5 + 1e-5
 
 
 @pytest.mark.parametrize('break_it, message', [

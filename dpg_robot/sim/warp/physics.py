@@ -100,6 +100,10 @@ class Physics:
         """Let positions, orientations and velocities of bodies and sites follow from the state."""
         self._run('settle', self._kinematics)
 
+    def settle_velocities(self) -> None:
+        """Let velocities alone follow, of bodies that are where they were seen last."""
+        self._run('settle_velocities', self._velocities)
+
     def reset(self, done: torch.Tensor, start: dict[str, torch.Tensor]) -> None:
         """Put some worlds where an episode begins; what ``start`` leaves out is as in the model.
 
@@ -123,6 +127,9 @@ class Physics:
     def _kinematics(self):
         mujoco_warp.kinematics(self._model, self._data)
         mujoco_warp.com_pos(self._model, self._data)
+        self._velocities()
+
+    def _velocities(self):
         mujoco_warp.com_vel(self._model, self._data)
 
     def _run(self, name: str, function: Callable[[], None]) -> None:

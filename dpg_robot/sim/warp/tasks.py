@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dpg_robot.sim.task import Task
+from dpg_robot.sim.task import GoalTask, Task
 from dpg_robot.sim.warp.noise import Draws
-from dpg_robot.sim.warp.physics import floats, Physics
+from dpg_robot.sim.warp.physics import floats, Physics, put
 
 
 class DeviceTask:
@@ -89,3 +89,41 @@ class DeviceTask:
     def places(self, values) -> torch.Tensor:
         """Return places in an array as a tensor on the device."""
         return torch.tensor(np.asarray(values, np.int64), device=self.device)
+
+
+class DeviceGoalTask(DeviceTask):
+    """A task of gymnasium-robotics that begins where all episodes do, with a goal of its own."""
+
+    def __init__(self, task: GoalTask, physics: Physics):
+        """Take the numbers of a CPU task."""
+        super().__init__(task, physics)
+        sim = self.sim
+        self.start = {'qpos': self.constant(sim.initial_qpos),
+                      'qvel': self.constant(sim.initial_qvel)}
+        self.goal = self.remember('goal', len(task.policy_spec.places_of(
+            task.desired_goal_terms)))
+        self.is_sparse, self.tolerance = sim.reward_type == 'sparse', sim.distance_threshold
+
+    def begin(self, done: torch.Tensor, draws: Draws) -> None:
+        """Begin where all episodes do, with a goal of its own."""
+        self.physics.reset(done, self.draw_start(draws))
+        self.physics.settle()
+        put(self.goal, done, self.draw_goal(draws))
+
+    def draw_start(self, draws: Draws) -> dict[str, torch.Tensor]:
+        """Return where episodes begin: parts of MuJoCo's state by their names."""
+        return self.start
+
+    def draw_goal(self, draws: Draws) -> torch.Tensor:
+        """Return goals, shape (num_envs, goal_dim)."""
+        raise NotImplementedError
+
+    def achieved(self) -> torch.Tensor:
+        """Return achieved goals, likewise."""
+        raise NotImplementedError
+
+    def judge(self, action: torch.Tensor):
+        """Reward and success depend on the distance to the goal alone."""
+        far = torch.linalg.vector_norm(self.achieved() - self.goal, dim=1)
+        reward = -(far > self.tolerance).float() if self.is_sparse else -far
+        return reward, None, far < self.tolerance
