@@ -28,6 +28,7 @@ import signal
 import sys
 
 from dpg_robot.bench.latency import add_latency
+from dpg_robot.bench.throughput import add_throughput
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.replay_flight import add_replay
 from dpg_robot.view import add_commands
@@ -102,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     benches = bench.add_subparsers(required=True, metavar='WHAT')
     _add_bench_gradient(benches)
     add_latency(benches)
+    add_throughput(benches)
     return parser
 
 
