@@ -240,15 +240,17 @@ def wait_for(worlds) -> Callable[[], None]:
 
 def _memory(device):
     """Return the memory in use, of the GPU or of this process and its children [bytes]."""
+    import gc
+    gc.collect()
     if device == 'cuda':
-        import gc
-
         import torch
-        gc.collect()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return total - free
+    import ctypes
     import multiprocessing
+    if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)  # what was freed would be taken again, and not be seen
     pids = ['self', *(child.pid for child in multiprocessing.active_children())]
     pages = sum(int(Path(f'/proc/{pid}/statm').read_text().split()[1]) for pid in pids) \
         if sys.platform == 'linux' else 0

@@ -293,6 +293,10 @@ def test_startup_errors_are_one_line(ros, tmp_path):
             {**here, 'estimator': 'magic'},
         'learner.sigma must be greater than 0, got -1.0':
             {**here, 'overrides': "['learner.sigma=-1']"},
+        'trainer.device must be one of cpu, cuda, warp_cpu; got tpu':
+            {**here, 'device': 'tpu'},
+        'trainer.num_worlds must be 2, as the training in .*/run began with, got 3':
+            {**here, 'num_worlds': 3},
         'trainer.seed must be 0, as the training in .*/run began with, got 7':
             {**here, 'seed': 7},
         '.*/run already holds a training; resume it, or choose another folder':
