@@ -38,8 +38,8 @@ _ELSEWHERE = {'gravity': 'opt', 'meaninertia': 'stat'}
 class Physics:
     """The physics of ``num_envs`` worlds; every tensor is a view of what the device computes with.
 
-    Nothing here waits for the device, :meth:`overflow` apart. Work goes to the stream that torch
-    uses at the moment, so it is in order with everything that torch does.
+    Nothing here waits for the device. Work goes to the stream that torch uses at the moment, so it
+    is in order with everything that torch does.
 
     :ivar data: the tensors of the state by their names in MuJoCo, shape (num_envs, ...).
     :ivar model: likewise the model's numbers that each world has for itself.
@@ -57,9 +57,8 @@ class Physics:
         """
         self.num_envs, self.device = num_envs, device
         self._sim_steps, self._feels = sim_steps, feels
-        if device.type == 'cpu':
-            # It warns that there is no GPU, and tells of each kernel that it compiles.
-            warp.config.log_level = warp.LOG_ERROR
+        # Else it tells of itself, of each kernel that it compiles, and that there is no GPU.
+        warp.config.log_level = warp.LOG_ERROR if device.type == 'cpu' else warp.LOG_WARNING
         warp.init()
         self._warp_device = warp.device_from_torch(device)
         batch = {name: num_envs for name in own if name not in _ELSEWHERE}
@@ -118,6 +117,10 @@ class Physics:
         """Return in which worlds there was no room for all contacts or constraints, bool."""
         return self._overflow != 0
 
+    def forget_overflow(self) -> None:
+        """Let :meth:`overflow` begin anew."""
+        self._overflow.zero_()
+
     def _steps(self):
         for _ in range(self._sim_steps):
             mujoco_warp.step(self._model, self._data)
@@ -133,15 +136,16 @@ class Physics:
         mujoco_warp.com_vel(self._model, self._data)
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
-        with warp.ScopedDevice(self._warp_device):
-            if not self._warp_device.is_cuda:
+        if not self._warp_device.is_cuda:
+            with warp.ScopedDevice(self._warp_device):
                 return function()
-            if name not in self._graphs:
+        if name not in self._graphs:
+            with warp.ScopedDevice(self._warp_device):
                 self._graphs[name] = self._capture(function)
-            stream = torch.cuda.current_stream(self.device)
-            if stream.cuda_stream not in self._streams:
-                self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
-            warp.capture_launch(self._graphs[name], stream=self._streams[stream.cuda_stream])
+        stream = torch.cuda.current_stream(self.device)
+        if stream.cuda_stream not in self._streams:
+            self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
+        warp.capture_launch(self._graphs[name], stream=self._streams[stream.cuda_stream])
 
     def _capture(self, function):
         """Record what a function does; nothing of it is done yet, and the state stays."""

@@ -183,6 +183,7 @@ class DeviceWorlds:
         trouble = self._trouble.tolist()
         self._trouble.zero_()
         self._told.zero_()
+        self.physics.forget_overflow()
         for what, is_so in zip(TROUBLE, trouble):
             if is_so:
                 raise SpecError(what.format(task=self.policy_spec.task,
