@@ -98,9 +98,10 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
                         f'command; got {value}')
     num_worlds = config.trainer.num_worlds + config.trainer.num_worlds % NUM_REPLICAS
     steps = NUM_REPLICAS * num_transitions
-    trainer = replace(config.trainer, env_steps=steps, num_worlds=num_worlds, seed=seed,
-                      replay_capacity=steps + num_worlds, eval_every_steps=0,
-                      log_every_steps=steps, checkpoint_every_steps=2 * steps)
+    trainer = replace(config.trainer, algorithm='off_policy', device='cpu', env_steps=steps,
+                      num_worlds=num_worlds, seed=seed, replay_capacity=steps + num_worlds,
+                      eval_every_steps=0, log_every_steps=steps,
+                      checkpoint_every_steps=2 * steps)
     return replace(config, learner=critic_config(config.learner), trainer=trainer)
 
 

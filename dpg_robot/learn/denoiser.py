@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.linear import solve_right
 from dpg_robot.learn.networks import EnsembleMLP
 
 FIRST_SPREAD = 0.5
@@ -158,6 +159,4 @@ class Denoiser(nn.Module):
         # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
         eye = torch.eye(len(self.correlation), device=score.device)
         correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)
-        # Not solve: it waits for the device to learn whether the matrix was singular.
-        solved = torch.linalg.solve_ex(correlation, standard, left=False).result
-        return solved / deviation
+        return solve_right(correlation, standard) / deviation

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.linear import eliminate
 
 MAX_LEAN = 1.5
 NUM_SWEEPS = 50
@@ -146,7 +147,7 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     system = torch.where(both_free, matrix, torch.diag_embed((~free).double()))
     goal = torch.where(free, covariance - bound @ matrix, bound)
     # What leaves the box is brought back, and then is no better than the best.
-    lean = torch.linalg.solve_ex(system, goal[..., None]).result[..., 0].clamp(0, MAX_LEAN)
+    lean = eliminate(system, goal[..., None])[..., 0].clamp(0, MAX_LEAN)
     value = ((0.5 * lean @ matrix - covariance) * lean).sum(-1)
     return lean.index_select(0, value.argmin()[None])[0].to(moments.dtype)
 

@@ -158,7 +158,8 @@ def test_a_policy_of_a_device_is_exported_without_it(whole, tmp_path, algorithm,
 
 
 def test_on_policy_in_worlds_of_the_cpu_resumes_to_the_bit(tmp_path):
-    config = tiny_config(*TINY, 'trainer.algorithm=on_policy', 'trainer.env_steps=96')
+    config = tiny_config(*TINY, 'trainer.algorithm=on_policy', 'trainer.env_steps=96',
+                         'trainer.eval_every_steps=0')
     one = train(config, tmp_path / 'whole')
     train(config, tmp_path / 'stopped', should_stop=stop_after(2))
     assert_same_parameters(one, train(None, tmp_path / 'stopped'))
