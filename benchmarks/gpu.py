@@ -43,7 +43,6 @@ import torch
 from dpg_robot.bench.throughput import (
     bench_throughput,
     machine,
-    NUM_WORLDS,
     rate,
     TASKS,
     ThroughputBench,
@@ -55,6 +54,7 @@ from dpg_robot.learn.device import NUM_WARM_UP
 
 RESULTS = Path(__file__).parent / 'results'
 ESTIMATORS = ('denoising', 'doubly_robust', 'critic', 'reinforce')
+SIZES = (1024, 4096, 16384, 32768)
 WANTED_SUCCESS = 0.95
 FIRST_LOOK = 2 * (NUM_WARM_UP + 2)
 # What the host waits in, and what it would read from the device.
@@ -98,7 +98,7 @@ class Gpu:
     def throughput(self):
         """Measure steps per second of every task and number of worlds."""
         tasks = ('reacher',) if self.quick else tuple(TASKS[self.device])
-        sizes = (4,) if self.quick else tuple(NUM_WORLDS[self.device])
+        sizes = (4,) if self.quick else SIZES
         bench = ThroughputBench(self.device, tasks, sizes, (1,), 0.05 if self.quick else 0.5,
                                 TINY if self.quick else ())
         result = bench_throughput(bench, tell)
@@ -111,7 +111,8 @@ class Gpu:
         """Train until nearly all episodes succeed, and tell how long that took."""
         config = self.config('fetch_reach', *(['trainer.env_steps=32'] if self.quick else []))
         curve = train(config, self.left(0.4), lambda p: p.eval_success >= WANTED_SUCCESS)
-        reached = [point for point in curve['points'] if point['success'] >= WANTED_SUCCESS]
+        reached = [point for point in curve['points']
+                   if (point['success'] or 0.0) >= WANTED_SUCCESS]
         return curve | {'wanted_success': WANTED_SUCCESS,
                         'seconds': reached[0]['seconds'] if reached else None,
                         'env_steps': reached[0]['env_steps'] if reached else None}
@@ -198,7 +199,6 @@ def train(config, seconds, is_enough=lambda progress: False):
             points.append({name: value if value == value else None
                            for name, value in point.items()})
             tell({'estimator': config.active.estimator, **points[-1]})
-            points[-1]['success'] = points[-1]['success'] or 0.0
             note.enough = is_enough(progress)
         note.enough = False
         trainer.run(note, lambda: note.enough or time.monotonic() - started > seconds)

@@ -198,10 +198,14 @@ def _updates_per_round(config):
 @contextlib.contextmanager
 def _opened(config) -> Iterator[tuple]:
     """Open a training in a folder of its own; also return what tells the memory it has taken."""
-    from dpg_robot.experiment import open_trainer
+    from dpg_robot.experiment import hindsight_goals, make_training_worlds
+    from dpg_robot.learn.trainer import Trainer
+    from dpg_robot.sim.world import make_vector
     before = _memory(config.trainer.device)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = open_trainer(config, Path(folder), resume=False)
+        # Nothing is evaluated: one world tells the sizes.
+        trainer = Trainer(config.trainer, config.active, make_training_worlds(config),
+                          make_vector(config.world, 1), Path(folder), {}, hindsight_goals(config))
         try:
             yield trainer, lambda: _memory(config.trainer.device) - before
         finally:
