@@ -58,7 +58,8 @@ class ControlLoop:
         self._stop, self._is_closed = stop, False
         self._deadlines = Deadlines(period_s, clock)
         self._phase = PhaseLock(
-            self._deadlines, listen, control.observation.arrival_s, self._is_ended)
+            self._deadlines, listen, control.observation.arrival_s, self._is_ended,
+            lambda: control.rehearse(clock.now()))
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
         self._ticked_s, self._has_begun, self._is_stalled = math.inf, False, False

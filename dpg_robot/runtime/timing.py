@@ -33,6 +33,8 @@ _GRACE, _LEAD = 0.25, 0.05
 _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
+# How long before its deadline a tick is rehearsed [s].
+_REHEARSAL_S = 0.0004
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
 
@@ -123,16 +125,18 @@ class PhaseLock:
     """
 
     def __init__(self, deadlines: Deadlines, listen: Callable[[float], None],
-                 arrival: Callable[[], tuple[float, float]], is_ended: Callable[[], bool]):
+                 arrival: Callable[[], tuple[float, float]], is_ended: Callable[[], bool],
+                 rehearse: Callable[[], None] = lambda: None):
         """Steer deadlines.
 
         :param listen: takes what arrives; returns after an arrival or so many real seconds.
         :param arrival: returns when the first and the last part of the newest state arrived [s of
             the deadlines' clock].
         :param is_ended: ends every wait.
+        :param rehearse: called shortly before a tick that waits for a state.
         """
         self._deadlines, self._listen, self._arrival = deadlines, listen, arrival
-        self._is_ended = is_ended
+        self._is_ended, self._rehearse = is_ended, rehearse
         self._grace_s, self._lead_s = _GRACE * deadlines.period_s, _LEAD * deadlines.period_s
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
@@ -147,6 +151,10 @@ class PhaseLock:
         grace_s = self._grace_s if self._is_locked and self._freshness > _MOST else 0.0
         deadlines.advance(grace_s)
         self._num_states = 0
+        early_s = deadlines.deadline_s - _REHEARSAL_S
+        if grace_s and deadlines.clock.now() < early_s:
+            self.listen_until(early_s)
+            self._rehearse()
         self.listen_until(deadlines.deadline_s)
         if grace_s:
             self.listen_until(deadlines.deadline_s + grace_s, self._has_come)

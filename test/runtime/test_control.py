@@ -171,6 +171,20 @@ def test_sampling_follows_the_seed(make_control):
     assert control.tick(1.01).command.tolist() != control.tick(1.01).command.tolist()
 
 
+def test_a_rehearsal_leaves_no_trace(make_control):
+    sent = []
+    control, other = (make_control('sampled', 1, control_options={'send': sent.append})
+                      for _ in range(2))
+    control.rehearse(1.01)
+    control.rehearse(2.0)  # stale
+    control.policy = SimpleNamespace(spec=control.policy.spec)  # and one that cannot be called
+    control.rehearse(1.01)
+    control.policy = other.policy
+    assert (sent, control.num_ticks, control.last_error) == ([], 0, '')
+    steps = [each.tick(1.01) for each in (control, other)]
+    np.testing.assert_array_equal(steps[0].command, steps[1].command)
+
+
 def test_an_unknown_mode(make_control):
     with pytest.raises(SpecError, match='mode must be one of deterministic, sampled; got random'):
         make_control('random')

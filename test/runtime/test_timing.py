@@ -93,12 +93,12 @@ class Arrivals:
         self.clock.now = min(self.clock.now + timeout + 1e-9, following)
 
 
-def locked(clock, arrivals, arrival=None):
+def locked(clock, arrivals, arrival=None, rehearse=lambda: None):
     """Return a lock whose first tick was now, and its deadlines."""
     deadlines = Deadlines(0.1, SteadyClock())
     deadlines.restart(clock.now)
     lock = PhaseLock(deadlines, arrivals.listen, arrival or (lambda: 2 * (arrivals.newest(),)),
-                     lambda: False)
+                     lambda: False, rehearse)
     assert lock.wait()
     lock.restart()
     return lock, deadlines
@@ -228,6 +228,19 @@ def test_after_losing_the_state_nothing_is_waited_for(monkeypatch):
     lock.lose()
     assert lock.wait()
     assert clock.now == pytest.approx(100.095)
+
+
+def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
+    clock, rehearsed = Clock(monkeypatch), []
+    arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(20))
+    lock, _ = locked(clock, arrivals, rehearse=lambda: rehearsed.append(clock.now))
+    assert rehearsed == []
+    for _ in range(3):
+        assert lock.wait() and lock.track()
+    np.testing.assert_allclose(rehearsed, [100.0946, 100.1946, 100.2946], atol=1e-6)
+    clock.now = 100.3948  # no time for it
+    assert lock.wait()
+    assert len(rehearsed) == 3
 
 
 def test_a_state_that_is_there_is_used_though_its_deadline_is_over(monkeypatch):
