@@ -14,6 +14,7 @@
 
 """Training on a device: nothing waits, nothing is lost, and mistakes are named."""
 
+import json
 import logging
 import math
 
@@ -128,6 +129,13 @@ def whole(tmp_path_factory):
     return {name: train(reacher(name), tmp_path_factory.mktemp(name)) for name in ALGORITHMS}
 
 
+def figures(run_dir):
+    rows = [json.loads(line) for line in (run_dir / 'metrics.jsonl').read_text().splitlines()]
+    assert rows[-1]['episode_return'] < 0
+    return [{name: value for name, value in row.items() if name not in (
+        'steps_per_second', 'remaining_s', 'train_seconds')} for row in rows]
+
+
 @pytest.mark.parametrize('algorithm, num_rounds', [('off_policy', 27), ('on_policy', 3)])
 def test_stopped_and_resumed_on_a_device_equals_uninterrupted(whole, tmp_path, algorithm,
                                                               num_rounds):
@@ -137,6 +145,7 @@ def test_stopped_and_resumed_on_a_device_equals_uninterrupted(whole, tmp_path, a
     assert resumed.finished and resumed.updates == whole[algorithm].updates > 2
     assert_same_parameters(whole[algorithm], resumed)
     assert resumed.last_eval == whole[algorithm].last_eval is not None
+    assert figures(tmp_path) == figures(whole[algorithm].run_dir)
     for ours, theirs in zip(resumed.worlds.state_dict()['worlds'].values(),
                             whole[algorithm].worlds.state_dict()['worlds'].values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -189,6 +198,22 @@ def test_returns_and_successes_are_summed_on_the_device(tmp_path):
     rewards.clear()
     worlds.step(torch.zeros(2, 1))
     assert worlds.episodes()[0] == pytest.approx(rewards[0].mean().item())
+
+
+def test_a_step_on_a_device_gives_the_true_last_observation():
+    worlds, results = DeviceVector(BanditsOnDevice(2)), []
+    worlds.reset(0)
+    step = worlds.envs.step
+    worlds.envs.step = lambda action: results.append(step(action)) or results[-1]
+    seen = [worlds.step(torch.zeros(2, 1)) for _ in range(LAST)]
+    for found, (obs, reward, terminated, truncated, info) in zip(seen, results):
+        assert torch.equal(found.next_obs, info['final_obs'])
+        assert not torch.equal(found.next_obs, obs)
+        assert found.reward is reward
+        assert found.terminated.tolist() == [1.0, 1.0] and terminated.all()
+        assert found.truncated.tolist() == truncated.tolist()
+    assert torch.equal(worlds.obs, results[-1][0])
+    assert seen[-1].truncated.all() and not seen[0].truncated.any()
 
 
 def test_worlds_are_checked_when_figures_are_fetched(tmp_path):
