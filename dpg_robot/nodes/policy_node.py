@@ -26,6 +26,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import traceback
 
 from rclpy.clock import Clock, ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -286,11 +287,15 @@ class PolicyNode(ManagedNode):
     def _watch(self):
         """Send the safe command while the control thread is stuck; runs in a thread of its own."""
         while not self._ended.wait(_WATCH_S):
-            loop = self.control_loop
-            stalled = loop.watch() if loop is not None else ''
-            if stalled:
-                self._log('ERROR', stalled)
-                self._status.publish('stalled', stalled.partition(': ')[2])
+            try:
+                loop = self.control_loop
+                stalled = loop.watch() if loop is not None else ''
+                if stalled:
+                    self._log('ERROR', stalled)
+                    self._status.publish('stalled', stalled.partition(': ')[2])
+            except Exception:  # of a node that is leaving; a watchdog goes on
+                if not self._ended.is_set():
+                    self.get_logger().fatal(traceback.format_exc())
 
     def destroy_node(self) -> None:
         """End the watchdog too."""

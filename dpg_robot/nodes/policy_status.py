@@ -100,6 +100,8 @@ class PolicyStatus:
         publishers = topics.publishers()
         crowds = [f'{topic} has {len(names)} publishers: {", ".join(names)}'
                   for topic, names in publishers.items() if len(names) > 1]
+        crowds += [f'{topic}: {name}' for topic, names in publishers.items()
+                   for name in names if 'not heard' in name]
         ages = observation.ages_s(self._node.clock.now())
         self._add('inputs', 'WARN' if crowds else 'OK', '; '.join(crowds) or 'no conflict', {
             'age_s': {term: 'never received' if age is None else age

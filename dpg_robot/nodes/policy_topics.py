@@ -24,7 +24,12 @@ from builtin_interfaces.msg import Time
 import numpy as np
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    qos_check_compatible,
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+)
 from rclpy.qos_overriding_options import QoSOverridingOptions, QoSPolicyKind
 
 from dpg_robot.contract.fields import check_fields
@@ -130,9 +135,15 @@ class PolicyTopics:
     def publishers(self) -> dict[str, list[str]]:
         """Return the names of the nodes that publish each state topic."""
         return {topic: sorted(
-            f'{end.node_namespace.rstrip("/")}/{end.node_name}'
+            f'{end.node_namespace.rstrip("/")}/{end.node_name}' + self._unheard(topic, end)
             for end in self._node.get_publishers_info_by_topic(resolved))
             for topic, resolved in self._resolved.items()}
+
+    def _unheard(self, topic, end):
+        wanted = next((each.qos_profile for each in self._subscriptions if each.topic == topic),
+                      end.qos_profile)
+        fit, why = qos_check_compatible(end.qos_profile, wanted)
+        return f' (not heard: {why.strip("; ")})' if fit == QoSCompatibility.ERROR else ''
 
     def forget(self) -> None:
         """Begin anew, because the clock was set."""

@@ -25,9 +25,12 @@ import numpy as np
 # Waking from an event takes up to a millisecond now and then, from a sleep a fifth of that; an
 # event can be interrupted, so it has the long part of a wait and the sleep the last part.
 _SLEEP_S = 0.002
-# How long a tick waits for a late state, and how far the parts of one state may lie apart; and
-# how far ahead of the state a tick is ready for it. Parts of the period.
-_GRACE, _LEAD = 0.25, 0.05
+# How far ahead of the state a tick is ready for it, and how long it waits for a late one, which
+# is still worth a command before the next is due. Parts of the period.
+_LEAD, _GRACE = 0.05, 0.5
+# How far the parts of one state may lie apart, and how long it may have been there when its tick
+# is due; parts of the period.
+_SPREAD = 0.25
 # How much of its error a deadline makes good at once, and how far one late state may move it, as
 # a part of the period. A robot whose period is longer by less than that is followed.
 _GAIN, _LARGEST_STEP = 0.125, 0.02
@@ -117,7 +120,7 @@ class PhaseLock:
     its period, so that commands rest on a state up to one period old, and may miss the robot's
     next step. A fixed delay behind the state would have to be as long as the latest of states, and
     every command would pay for it. So each tick waits from its deadline on for the state, but no
-    longer than a quarter of the period, and not at all where states regularly come less often
+    longer than half of the period, and not at all where states regularly come less often
     than the control rate. The rate is that of the deadlines, whatever arrives.
 
     Deadlines lie a little ahead of the state. As the first arrival may have been a late one, and
@@ -137,7 +140,8 @@ class PhaseLock:
         """
         self._deadlines, self._listen, self._arrival = deadlines, listen, arrival
         self._is_ended, self._rehearse = is_ended, rehearse
-        self._grace_s, self._lead_s = _GRACE * deadlines.period_s, _LEAD * deadlines.period_s
+        self._lead_s, self._grace_s, self._spread_s = (
+            part * deadlines.period_s for part in (_LEAD, _GRACE, _SPREAD))
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
         self._num_jumps = deadlines.clock.num_jumps
@@ -176,12 +180,12 @@ class PhaseLock:
 
     def _has_come(self):
         # A state long before its deadline is one that was late for the last: the next is due.
-        return self._is_whole(max(self._tick_s, self._deadlines.deadline_s - self._grace_s))
+        return self._is_whole(max(self._tick_s, self._deadlines.deadline_s - self._spread_s))
 
     def _is_whole(self, since_s):
         """Return whether all parts of a state came since a time, and are not those of two."""
         first_s, last_s = self._arrival()
-        return first_s > since_s and last_s - first_s < self._grace_s
+        return first_s > since_s and last_s - first_s < self._spread_s
 
     def restart(self) -> None:
         """Begin the grid anew, for the state that follows the newest one."""

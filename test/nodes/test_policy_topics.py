@@ -21,6 +21,7 @@ from policy_files import joint_spec
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 
 from dpg_robot.contract.observation import ObservationAssembler
@@ -77,6 +78,21 @@ def test_an_executor_neither_takes_a_state_nor_wakes_for_it(ros, bench):
     assert time.thread_time() - began_s < 0.25
     topics.receive(0.0)
     assert observation.arrival_s()[0] > 0.0
+
+
+def test_a_publisher_that_cannot_be_heard_is_named(ros, bench):
+    topics, _ = bench
+    topics.listen(ObservationAssembler(joint_spec()), SteadyClock())
+    fits, other = ('/test_harness', '/test_harness (not heard: ')
+    publisher = ros.node.create_publisher(JointState, '/bench/joint_states', 1)
+    assert ros.wait(lambda: topics.publishers()['joint_states']) == [fits]
+    topics._subscriptions[0].qos_profile.reliability = ReliabilityPolicy.RELIABLE
+    ros.node.destroy_publisher(publisher)
+    publisher = ros.node.create_publisher(JointState, '/bench/joint_states', QoSProfile(
+        depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    ros.wait(lambda: [name[:len(other)] for name in topics.publishers()['joint_states']]
+             == [other])
+    ros.node.destroy_publisher(publisher)
 
 
 def test_closed_topics_deliver_nothing(bench):

@@ -132,7 +132,7 @@ def test_a_late_first_arrival_is_made_good(monkeypatch, late_s):
     ticks, ages, missed = lock_on(Clock(monkeypatch), times)
     assert ages[25:].max() < 0.001
     np.testing.assert_allclose(ages[60:], 0.0, atol=1e-8)
-    assert np.diff(ticks).min() > 0.07 and np.diff(ticks).mean() > 0.098
+    assert np.diff(ticks).min() > 0.045 and np.diff(ticks).mean() > 0.098
     assert missed == 0
 
 
@@ -145,25 +145,26 @@ def test_two_clocks_may_drift_apart(monkeypatch, drift):
     assert missed == 0
 
 
-def test_one_late_state_is_waited_for(monkeypatch):
+@pytest.mark.parametrize('late_s', [0.015, 0.044])
+def test_one_late_state_is_waited_for(monkeypatch, late_s):
     times = 100.03 + 0.1 * np.arange(40)
-    times[20] += 0.015
+    times[20] += late_s
     ticks, ages, _ = lock_on(Clock(monkeypatch), times)
     np.testing.assert_allclose(ages, 0.0, atol=1e-8)
-    assert ticks[19] == pytest.approx(102.045)
+    assert ticks[19] == pytest.approx(102.03 + late_s)
     due = 100.13 + 0.1 * np.arange(len(ticks))
     np.testing.assert_allclose(np.delete(ticks - due, 19), 0.0, atol=1e-8)
 
 
-@pytest.mark.parametrize('late_s', [0.022, 0.05, None])
-def test_a_lost_state_delays_one_tick_by_a_quarter_of_the_period(monkeypatch, late_s):
+@pytest.mark.parametrize('late_s', [0.047, 0.06, None])
+def test_a_lost_state_delays_one_tick_by_half_of_the_period(monkeypatch, late_s):
     """Less the twentieth by which it is ready for the state before that should be there."""
     times = 100.03 + 0.1 * np.arange(40)
     times = np.delete(times, 20) if late_s is None else times + late_s * (np.arange(40) == 20)
     ticks, ages, missed = lock_on(Clock(monkeypatch), times)
     due = 100.13 + 0.1 * np.arange(len(ticks))
-    assert ticks[19] - due[19] == pytest.approx(0.02)
-    assert ages[19] == pytest.approx(0.12)
+    assert ticks[19] - due[19] == pytest.approx(0.045)
+    assert ages[19] == pytest.approx(0.145)
     np.testing.assert_allclose(np.delete(ticks - due, 19), 0.0, atol=1e-8)
     assert missed == 0
 
