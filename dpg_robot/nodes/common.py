@@ -219,8 +219,9 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     executor.add_node(node)
 
     def spin():
+        # Each look keeps the interpreter from the loop for half a millisecond: no idle ones.
         while not ended.is_set():
-            executor.spin_once(timeout_sec=0.1)
+            executor.spin_once(timeout_sec=1.0)
 
     threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in (node.loop, spin)]
     for thread in threads:
@@ -229,7 +230,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     stop.set()
     for thread in threads:
         thread.join(timeout=grace_s)
-        ended.set()
+        executor.create_task(ended.set)  # which wakes it too
     executor.shutdown(timeout_sec=1.0)
     _shut_down(node)
     return 1 if failed.is_set() else 0
