@@ -17,9 +17,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import itertools
 
-import mujoco_warp
+import torch
 import warp
+from warp._src import context
+
+NUM_COMMANDS = 16
+COMMANDS = ('ctrl', 'mocap_pos', 'mocap_quat')
 
 
 def own_loop(worlds) -> Callable[[], None]:
@@ -27,27 +32,37 @@ def own_loop(worlds) -> Callable[[], None]:
 
     As mujoco_warp's ``testspeed``: one step captured as a CUDA graph and launched again and again,
     but without waiting for each. It works on the worlds' own arrays, so that model, room for
-    contacts and memory are the same; commands stay as they are.
+    contacts and memory are the same; commands are what random actions would be where the worlds
+    are now.
 
     :param worlds: of :func:`dpg_robot.sim.world.make_device_vector`.
+    :raises SpecError: if the device has too little memory.
     """
     physics = worlds.physics
-    device, model, data = physics._warp_device, physics._model, physics._data
-
-    def step():
-        mujoco_warp.step(model, data)
-    if device.is_cuda:
-        with warp.ScopedDevice(device):
-            step()
-            warp.synchronize_device(device)
-            with warp.ScopedCapture(device) as capture:
-                mujoco_warp.step(model, data)
-
-        def step():
-            warp.capture_launch(capture.graph)
+    step, commands = physics.loop_body(), itertools.cycle(_random_commands(worlds))
 
     def period():
-        with warp.ScopedDevice(device):
-            for _ in range(physics._sim_steps):
-                step()
+        for name, command in next(commands).items():
+            physics.data[name].copy_(command)
+        for _ in range(physics.sim_steps):
+            step()
     return period
+
+
+def _random_commands(worlds):
+    """Return what some random actions put into the state, by the names there."""
+    shape, drawn = (worlds.num_envs, worlds.task.spec.action_dim), []
+    for _ in range(NUM_COMMANDS):
+        worlds.task.command(2 * torch.rand(shape, device=worlds.device) - 1)
+        drawn.append({name: worlds.physics.data[name].clone() for name in COMMANDS
+                      if name in worlds.physics.data})
+    return drawn
+
+
+def trim_graph_memory(device: int) -> None:
+    """Give back what graphs of a GPU allocated and is kept when they are gone.
+
+    :param device: its number. Nothing public does this.
+    """
+    warp.init()
+    context.runtime.core.wp_cuda_device_graph_mem_trim(device)

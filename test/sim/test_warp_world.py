@@ -15,17 +15,21 @@
 """Worlds on a device keep to their interface: episodes, seeds, states, errors, no waiting."""
 
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 from device import make_worlds
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from waiting import never_waiting
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
 from dpg_robot.sim.noise import NoiseConfig
+from dpg_robot.sim.warp import physics as module
 from dpg_robot.sim.warp.locomotion import RunnerOnDevice
+from dpg_robot.sim.warp.worlds import ON_DEVICE
 from dpg_robot.sim.world import make_device_vector, make_world, WorldConfig
 
 EVERYTHING = NoiseConfig(
@@ -141,38 +145,15 @@ def test_a_world_that_falls_is_terminated_and_only_this_one():
     assert worlds.physics.data['qvel'][1].abs().max() < 0.01
 
 
-class Waits(TorchDispatchMode):
-    """Note what would make the host wait for a GPU."""
-
-    FORBIDDEN = ('_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', 'equal')
-
-    def __init__(self):
-        super().__init__()
-        self.found = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        masks = [index for index in args[1] if index is not None and index.dtype == torch.bool] \
-            if name in ('index', 'index_put_', 'index_put') else []
-        if name in self.FORBIDDEN or masks:
-            self.found.add(name)
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize('name', [
-    'half_cheetah', 'fetch_reach', 'fetch_push', 'fetch_pick_and_place', 'hand_reach', 'reach',
-    'track', 'hopper', 'reacher', 'ant'])
+@pytest.mark.parametrize('name', ON_DEVICE)
 def test_a_step_never_waits_for_the_device(name, noisy):
     worlds = noisy if name == 'half_cheetah' else make_worlds(
         name, 2, noise=NoiseConfig(actuator=0.1, command_latency_s=0.03, command_loss=0.1))
     worlds.reset(seed=0)
     action = torch.zeros(worlds.num_envs, worlds.policy_spec.action_dim)
-    with Waits() as waits:
+    worlds.step(action)  # kernels are compiled
+    with never_waiting():
         worlds.step(action)
-    assert not waits.found
-    with Waits() as waits:  # or nothing would be found
-        assert action[action > 1].sum() == 0
-    assert waits.found == {'index', '_local_scalar_dense'}
 
 
 def test_objects_never_begin_under_the_gripper():
@@ -227,6 +208,26 @@ def test_too_many_contacts_are_told(monkeypatch):
 def test_a_mistake_is_answered_in_one_line(config, num_envs, device, message):
     with pytest.raises(SpecError, match=message):
         make_device_vector(config, num_envs, device)
+
+
+def test_a_device_without_a_memory_pool_is_refused(monkeypatch):
+    gpu = SimpleNamespace(is_cuda=True, is_mempool_enabled=False)
+    monkeypatch.setattr(module.warp, 'device_from_torch', lambda device: gpu)
+    with pytest.raises(SpecError, match='device must have a memory pool, from which graphs '
+                       'allocate, got cpu without one'):
+        make_worlds('half_cheetah', 2)
+
+
+@pytest.mark.parametrize('error, kind, message', [
+    (RuntimeError('Failed to allocate 9 bytes on device cuda:0'), SpecError,
+     'num_envs must fit into the memory of the device, got 2: Failed to allocate 9 bytes'),
+    (torch.OutOfMemoryError('CUDA out of memory.'), SpecError, 'got 2: CUDA out of memory'),
+    (NotImplementedError('no memory of that'), SpecError, 'must be one that mujoco_warp takes'),
+    (RuntimeError('an illegal memory access'), RuntimeError, 'an illegal memory access')])
+def test_too_little_memory_is_told(monkeypatch, error, kind, message):
+    monkeypatch.setattr(module.mujoco_warp, 'make_data', mock.Mock(side_effect=error))
+    with pytest.raises(kind, match=message):
+        make_worlds('half_cheetah', 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')

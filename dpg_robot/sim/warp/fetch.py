@@ -93,6 +93,7 @@ class FetchObjectOnDevice(_FetchOnDevice):
         """Take the numbers of a CPU task."""
         super().__init__(task, physics)
         self.object = _Site(self.sim.model, 'object0', physics)
+        self.aside = self.constant(self.sim.target_offset)
         self.first = self.sim.model.joint('object0:joint').qposadr[0]
 
     def draw_start(self, draws: Draws) -> dict[str, torch.Tensor]:
@@ -108,7 +109,7 @@ class FetchObjectOnDevice(_FetchOnDevice):
     def draw_goal(self, draws: Draws) -> torch.Tensor:
         """Return goals on the table or, every other one if they may be, above it."""
         sim, far = self.sim, self.sim.target_range
-        goal = self.middle + draws.within(-far, far, 3) + self.constant(sim.target_offset)
+        goal = self.middle + draws.within(-far, far, 3) + self.aside
         height = draws.within(0.0, 0.45) * (draws.uniform() < 0.5) * sim.target_in_the_air
         goal[:, 2] = sim.height_offset + height
         return goal

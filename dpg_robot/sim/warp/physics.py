@@ -16,7 +16,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import copy
 import warnings
 
@@ -43,6 +44,7 @@ class Physics:
 
     :ivar data: the tensors of the state by their names in MuJoCo, shape (num_envs, ...).
     :ivar model: likewise the model's numbers that each world has for itself.
+    :ivar sim_steps: physics steps in a control period.
     """
 
     def __init__(self, model: mujoco.MjModel, num_envs: int, device: torch.device, sim_steps: int,
@@ -56,13 +58,16 @@ class Physics:
         :raises SpecError: if the device cannot simulate this model, or has too little memory.
         """
         self.num_envs, self.device = num_envs, device
-        self._sim_steps, self._feels = sim_steps, feels
+        self.sim_steps, self._feels = sim_steps, feels
         # Else it tells of itself, of each kernel that it compiles, and that there is no GPU.
         warp.config.log_level = warp.LOG_ERROR if device.type == 'cpu' else warp.LOG_WARNING
         warp.init()
         self._warp_device = warp.device_from_torch(device)
+        if self._warp_device.is_cuda and not self._warp_device.is_mempool_enabled:
+            raise SpecError('device must have a memory pool, from which graphs allocate, got '
+                            f'{device} without one')
         batch = {name: num_envs for name in own if name not in _ELSEWHERE}
-        with warp.ScopedDevice(self._warp_device):
+        with warp.ScopedDevice(self._warp_device), _room(num_envs):
             self._model, self._data = _bring(model, num_envs, contacts, batch)
             # What overflows is reported by :meth:`overflow`, and not from within kernels.
             self._model.opt.warn_overflow = False
@@ -81,7 +86,7 @@ class Physics:
                       'mocap_quat': floats(model.body_quat[mocap], device)}
         self._zero = torch.zeros((), device=device)
         self._overflow = self.view('overflow')
-        self._graphs, self._streams = {}, {}
+        self._launches, self._streams = {}, {}
 
     def _field(self, name):
         place = _ELSEWHERE.get(name)
@@ -121,8 +126,15 @@ class Physics:
         """Let :meth:`overflow` begin anew."""
         self._overflow.zero_()
 
+    def loop_body(self) -> Callable[[], None]:
+        """Return a function that takes one physics step, for a benchmark: no control period.
+
+        :raises SpecError: if the device has too little memory.
+        """
+        return self._prepare(lambda: mujoco_warp.step(self._model, self._data))
+
     def _steps(self):
-        for _ in range(self._sim_steps):
+        for _ in range(self.sim_steps):
             mujoco_warp.step(self._model, self._data)
         if self._feels:
             mujoco_warp.rne_postconstraint(self._model, self._data)
@@ -136,16 +148,27 @@ class Physics:
         mujoco_warp.com_vel(self._model, self._data)
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
+        if name not in self._launches:
+            self._launches[name] = self._prepare(function)
+        self._launches[name]()
+
+    def _prepare(self, function):
+        """Return what does the same as a function of warp, on a GPU by launching one graph."""
         if not self._warp_device.is_cuda:
-            with warp.ScopedDevice(self._warp_device):
-                return function()
-        if name not in self._graphs:
-            with warp.ScopedDevice(self._warp_device):
-                self._graphs[name] = self._capture(function)
+            def launch():
+                with warp.ScopedDevice(self._warp_device):
+                    function()
+            return launch
+        with warp.ScopedDevice(self._warp_device), _room(self.num_envs):
+            graph = self._capture(function)
+        return lambda: warp.capture_launch(graph, stream=self._stream())
+
+    def _stream(self):
+        """Return the stream that torch uses at the moment, as warp sees it."""
         stream = torch.cuda.current_stream(self.device)
         if stream.cuda_stream not in self._streams:
             self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
-        warp.capture_launch(self._graphs[name], stream=self._streams[stream.cuda_stream])
+        return self._streams[stream.cuda_stream]
 
     def _capture(self, function):
         """Record what a function does; nothing of it is done yet, and the state stays."""
@@ -179,19 +202,26 @@ def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
     tensor.copy_(torch.where(rows, value, tensor))
 
 
-def _bring(model, num_envs, contacts, batch):
+@contextlib.contextmanager
+def _room(num_envs: int) -> Iterator[None]:
+    """Tell of too little memory, for which warp has no exception of its own, in one line."""
     try:
-        on_device = _put_model(model, batch)
-        data = mujoco_warp.make_data(model, num_envs, nconmax=contacts,
-                                     njmax=_most_constraints(model, contacts))
-    except NotImplementedError as error:
-        raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
+        yield
+    except NotImplementedError:  # a RuntimeError as well
+        raise
     except (MemoryError, RuntimeError) as error:
-        if 'alloc' not in str(error) and 'memory' not in str(error):
+        if 'alloc' not in str(error) and 'out of memory' not in str(error):
             raise
         raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
                         f'{error}') from error
-    return on_device, data
+
+
+def _bring(model, num_envs, contacts, batch):
+    try:
+        return _put_model(model, batch), mujoco_warp.make_data(
+            model, num_envs, nconmax=contacts, njmax=_most_constraints(model, contacts))
+    except NotImplementedError as error:
+        raise SpecError(f'the model must be one that mujoco_warp takes, got: {error}') from error
 
 
 def _most_constraints(model, contacts):
