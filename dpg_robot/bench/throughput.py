@@ -20,6 +20,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import contextlib
 from dataclasses import dataclass, replace
+import math
 import os
 from pathlib import Path
 import platform
@@ -98,8 +99,8 @@ class ThroughputBench:
                     raise SpecError(f'{name} must be greater than 0, got {value}')
 
 
-def bench_throughput(bench: ThroughputBench,
-                     note: Callable[[dict], None] = lambda row: None) -> dict[str, Any]:
+def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lambda row: None,
+                     ends: float = math.inf) -> dict[str, Any]:
     """Measure, and return a row for each task, number of worlds and number of workers.
 
     Rates are steps per second of all worlds together; ``memory`` is what worlds and training take
@@ -107,6 +108,8 @@ def bench_throughput(bench: ThroughputBench,
     mujoco_warp's own loop on the same model and number of worlds: physics, and nothing else.
 
     :param note: called with each row.
+    :param ends: from then on rows are refused rather than measured, on the clock of
+        :func:`time.monotonic` [s].
     """
     from dpg_robot.experiment import load_config, versions
     rows = []
@@ -116,7 +119,7 @@ def bench_throughput(bench: ThroughputBench,
                 config = load_config(task, [
                     *bench.changes, f'trainer.device={bench.device}',
                     f'trainer.num_worlds={num_worlds}', f'trainer.workers={workers}'])
-                rows.append(_measure(config, bench.seconds))
+                rows.append(_measure(config, bench.seconds, ends))
                 note(rows[-1])
     return {'device': bench.device, 'seconds': bench.seconds, 'rows': rows,
             'versions': versions(), 'machine': machine(bench.device)}
@@ -130,14 +133,19 @@ def machine(device: str) -> dict[str, Any]:
     return about | ({'gpu': torch.cuda.get_device_name()} if device == 'cuda' else {})
 
 
-def _measure(config, seconds):
-    import torch
+def _measure(config, seconds, ends):
     trainer = config.trainer
     row = {'task': config.world.task, 'num_worlds': trainer.num_worlds,
            'workers': trainer.workers, 'algorithm': trainer.algorithm}
+    if time.monotonic() > ends:
+        return row | {'refused': 'no time was left'}
     try:
         row |= _simulate(config, seconds) | _learn(config, seconds)
-    except (SpecError, torch.OutOfMemoryError) as error:  # too large, or not for this device
+    except SpecError as error:  # not for this device, or too large
+        row['refused'] = str(error).partition('\n')[0]
+    except RuntimeError as error:  # neither torch nor warp has one class for too little memory
+        if 'alloc' not in str(error) and 'out of memory' not in str(error):
+            raise
         row['refused'] = str(error).partition('\n')[0]
     return row
 
@@ -248,7 +256,12 @@ def _memory(device):
     gc.collect()
     if device == 'cuda':
         import torch
+
+        from dpg_robot.bench.warp_loop import trim_graph_memory
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        trim_graph_memory(torch.cuda.current_device())
+        torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
         return total - free
     import ctypes

@@ -18,13 +18,22 @@ import importlib.util
 import json
 from pathlib import Path
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+import torch
+import warp
+from warp._src import context
 
+from dpg_robot.bench import throughput
 from dpg_robot.bench.throughput import bench_throughput, rate, ThroughputBench
 from dpg_robot.bench.throughput_report import draw, table
+from dpg_robot.bench.waits import counted
+from dpg_robot.bench.warp_loop import own_loop
 from dpg_robot.cli import main
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.sim.world import make_device_vector, WorldConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ('learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient_hidden=[16]',
@@ -98,22 +107,119 @@ def test_mistakes_are_named(change, message, tmp_path, capsys):
         ThroughputBench('cpu', ('reacher',), (1,), (0,))
 
 
-def test_all_that_is_run_on_a_gpu_runs_here_in_small(tmp_path):
+def test_rows_that_do_not_fit_into_memory_or_time_are_refused(monkeypatch):
+    bench = ThroughputBench('warp_cpu', ('reacher',), (4,), (1,), 0.05, TINY)
+    for error, message in (
+            (torch.OutOfMemoryError('CUDA out of memory. Tried to\nno more'),
+             'CUDA out of memory. Tried to'),
+            (RuntimeError('Failed to allocate 9 bytes'), 'Failed to allocate 9 bytes')):
+        monkeypatch.setattr(throughput, '_simulate', mock.Mock(side_effect=error))
+        row, = bench_throughput(bench)['rows']
+        assert row['refused'] == message
+    monkeypatch.setattr(throughput, '_simulate', mock.Mock(side_effect=RuntimeError('a mistake')))
+    with pytest.raises(RuntimeError, match='a mistake'):
+        bench_throughput(bench)
+    row, = bench_throughput(bench, ends=time.monotonic() - 1)['rows']
+    assert row['refused'] == 'no time was left' and row['task'] == 'reacher'
+
+
+@pytest.mark.parametrize('task, name', [('reacher', 'ctrl'), ('fetch_reach', 'mocap_pos')])
+def test_the_peer_is_told_something_else_in_each_period(task, name):
+    worlds = make_device_vector(WorldConfig(task), 3, 'cpu')
+    worlds.reset(seed=0)
+    period, commands, start = own_loop(worlds), [], worlds.physics.data['time'][0].item()
+    for _ in range(3):
+        period()
+        commands.append(worlds.physics.data[name].clone())
+    assert commands[0].unique().numel() >= 6
+    assert not torch.equal(commands[0], commands[1]) and not torch.equal(*commands[1:])
+    assert worlds.physics.data['time'][0].item() - start == pytest.approx(
+        3 * worlds.policy_spec.control_dt, rel=1e-4)
+    worlds.close()
+
+
+def test_memory_of_graphs_can_be_given_back():
+    warp.init()
+    assert hasattr(context.runtime.core, 'wp_cuda_device_graph_mem_trim')
+
+
+def test_waits_are_counted_where_they_were_asked_for():
+    x = torch.ones(3)
+    found = counted(lambda: (x + x).sum().item(), 4)
+    assert found['waits'] == {'aten::item': 4, 'aten::_local_scalar_dense': 4}
+    assert found['operations'] >= 16 and found['launches'] == {}
+    assert counted(lambda: x + x, 2)['waits'] == {}
+
+
+@pytest.fixture(scope='module')
+def script():
+    """Return benchmarks/gpu.py."""
     spec = importlib.util.spec_from_file_location('gpu', ROOT / 'benchmarks' / 'gpu.py')
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):
     path = tmp_path / 'gpu.json'
-    script.main(['--device', 'warp_cpu', '--quick', '--output', str(path)])
+    assert script.main(['--device', 'warp_cpu', '--quick', '--output', str(path)]) == 0
     result = json.loads(path.read_text())
     for algorithm in ('off_policy', 'on_policy'):
-        assert result['waiting'][algorithm]['error'] is None
-        assert result['waiting'][algorithm]['rounds_per_second'] > 0
+        figures = result['waiting'][algorithm]
+        assert figures['error'] is None and figures['operations'] > 0
+        assert figures['rounds_per_second'] > 0 and 0 <= figures['behind_the_host_s'] < 0.1
     row, = result['throughput']['rows']
     assert row['training_costs'] == pytest.approx(
         1 - row['with_training'] / row['steps_per_second'])
     assert result['fetch_reach']['points'][-1]['env_steps'] == 32
-    assert result['hand_reach'].keys() == {'denoising', 'doubly_robust', 'critic', 'reinforce'}
-    for curve in result['hand_reach'].values():
+    assert 0 < result['fetch_reach']['train_s'] < result['fetch_reach']['wall_s']
+    curves = {name: value for name, value in result['hand_reach'].items() if name != 'warm_up_s'}
+    assert list(curves) == ['doubly_robust', 'denoising', 'critic', 'reinforce']
+    for curve in curves.values():
         assert [point['env_steps'] for point in curve['points']] == [16, 32]
-        assert curve['points'][-1]['return'] < 0
-    assert result['quick'] and result['machine']['cores']
+        assert curve['points'][-1]['return'] < 0 and not curve['cut_off']
+    assert result['quick'] and result['machine']['cores'] and result['versions']
+
+
+def test_what_fails_in_one_section_leaves_the_others(script, tmp_path, monkeypatch):
+    path = tmp_path / 'gpu.json'
+    only = ['--device', 'warp_cpu', '--quick', '--output', str(path), '--only']
+
+    def train(config, seconds, write, enough):
+        write({'points': [1]})
+        raise RuntimeError('CUDA error: an illegal memory access')
+    monkeypatch.setattr(script, 'train', train)
+    monkeypatch.setattr(script, 'compile_kernels', lambda config: 0.5)
+    assert script.main([*only, 'fetch_reach']) == 1
+    monkeypatch.setattr(script, 'bench_throughput', lambda bench, note, ends: note({'task': 'x'}))
+    assert script.main([*only, 'throughput']) == 0
+    result = json.loads(path.read_text())
+    assert result['fetch_reach']['points'] == [1]  # what was known before
+    assert 'RuntimeError: CUDA error: an illegal memory access' in result['fetch_reach']['failed']
+    assert result['throughput']['rows'] == [{'task': 'x'}]
+
+
+def test_a_section_that_hangs_or_breaks_down_is_told(script, tmp_path, monkeypatch):
+    options = SimpleNamespace(device='warp_cpu', quick=True, output=tmp_path / 'gpu.json')
+    script.save(options.output, waiting={'off_policy': 1})
+    assert not script.run_apart('waiting', 1.0, 0.01, options)
+    failed = SimpleNamespace(returncode=-11)
+    monkeypatch.setattr(script.subprocess, 'run', lambda *command, **more: failed)
+    assert not script.run_apart('throughput', 1.0, 9.0, options)
+    assert json.loads(options.output.read_text()) == {
+        'waiting': {'off_policy': 1, 'failed': 'its process was ended after 0 s'},
+        'throughput': {'failed': 'its process ended with -11'}}
+
+
+def test_the_others_take_as_many_steps_as_the_slowest(script, monkeypatch):
+    configs = []
+
+    def train(config, seconds, write, enough=None):
+        configs.append(config)
+        return {'env_steps': 123, 'cut_off': True}
+    monkeypatch.setattr(script, 'train', train)
+    monkeypatch.setattr(script, 'compile_kernels', lambda config: 0.5)
+    script.Gpu('warp_cpu', False, 1.0, lambda figures: None).hand_reach()
+    assert [(config.on_policy.estimator, config.trainer.env_steps) for config in configs] == [
+        ('doubly_robust', 20_000_000), ('denoising', 123), ('critic', 123), ('reinforce', 123)]
+    assert {config.trainer.eval_every_steps for config in configs} == {655_360}

@@ -1,0 +1,96 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""What the host waits for in a training's rounds, where it should wait for nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+import time
+from typing import Any
+
+import torch
+
+from dpg_robot.bench.throughput import rate, wait_for
+from dpg_robot.learn.device import NUM_WARM_UP
+
+FIRST_LOOK = 2 * (NUM_WARM_UP + 2)
+# What the host waits in, and reads from the device; and what it launches.
+WAITS = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy',
+         'cuStreamSynchronize', 'cuCtxSynchronize', 'cuEventSynchronize', 'aten::item',
+         'aten::_local_scalar_dense', 'aten::nonzero')
+LAUNCHES = ('cudaLaunchKernel', 'cudaLaunchKernelExC', 'cuLaunchKernel', 'cuLaunchKernelEx',
+            'cudaGraphLaunch', 'cudaMemcpyAsync', 'cudaMemsetAsync')
+
+
+def warm_up(trainer) -> None:
+    """Go on until kernels are compiled and updates recorded."""
+    while trainer.updates < FIRST_LOOK:
+        trainer.round()
+    trainer.worlds.wait()
+
+
+def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str, Any]:
+    """Return what the host waited for in some rounds; on a GPU a wait is an error.
+
+    :param write: called with the figures before they are counted by the profiler, and after.
+    :return: beside what :func:`counted` does, how far the device was behind the host [s], and
+        ``error``, None or what torch says of the first wait.
+    """
+    started, on_gpu = time.monotonic(), trainer.worlds.device.type == 'cuda'
+    warm_up(trainer)
+    figures = {'warm_up_s': time.monotonic() - started, 'rounds': rounds,
+               'checked_by_torch': on_gpu, 'error': None}
+    if on_gpu:
+        torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(rounds):
+            trainer.round()
+    except RuntimeError as problem:
+        figures['error'] = str(problem).partition('\n')[0]
+    finally:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode('default')
+    returned = time.monotonic()
+    trainer.worlds.wait()
+    figures['behind_the_host_s'] = time.monotonic() - returned
+    figures['rounds_per_second'] = rate(trainer.round, 0.5, wait_for(trainer.worlds))
+    write(figures)
+    figures |= counted(trainer.round, rounds, on_gpu)
+    write(figures)
+    return figures
+
+
+def counted(function: Callable[[], Any], times: int, on_gpu: bool = False) -> dict[str, Any]:
+    """Return what a profiler saw of the host while a function was called so often.
+
+    :return: waits and launches by their names, and the number of torch's operations, which is 0
+        only if the profiler itself failed.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU] + (
+        [torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])
+    with torch.profiler.profile(activities=activities) as profile:
+        with torch.profiler.record_function('counted'):
+            for _ in range(times):
+                function()
+    events = [event for event in profile.events()
+              if event.device_type == torch.autograd.DeviceType.CPU]
+    # Its own end waits as well, and is not meant.
+    inside = next(event.time_range for event in events if event.name == 'counted')
+    names = Counter(event.name for event in events
+                    if inside.start <= event.time_range.start <= inside.end)
+    return {'waits': {name: names[name] for name in WAITS if names[name]},
+            'launches': {name: names[name] for name in LAUNCHES if names[name]},
+            'operations': sum(names[name] for name in names if name.startswith('aten::'))}
