@@ -198,12 +198,12 @@ class ActionGradient(nn.Module):
         if self.denoiser is not None and (
                 self.config.estimator == 'disturbance_critic' or wanted != ('critic',)):
             denoised = self.denoiser(batch.action, obs, self._outcome(batch, target))
-            losses['denoiser'], action = denoised.loss, denoised.action.detach()
+            losses['denoiser'], action = denoised.loss, denoised.action
             metrics |= self._describe(denoised)
         if 'critic' in wanted:
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
-            action.requires_grad_()
+            action = action.detach().requires_grad_()  # the batch itself stays as it is
             q = self._advantages(obs, action).mean(0)
             sample = self._sample(batch, obs, action, q, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)

@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import logging
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ DEVICES = ('cpu', 'cuda', 'warp_cpu')
 NUM_WARM_UP = 3
 # What a training takes beside its stored transitions must find room as well.
 USABLE = 0.8
-logger = logging.getLogger('dpg_robot')
 
 
 def find_device(name: str) -> torch.device:
@@ -45,7 +43,8 @@ def find_device(name: str) -> torch.device:
                         f'got cuda (torch {torch.__version__})')
     # Products with eleven significant bits, three more than bfloat16 has; on the GPU only, since
     # an export proves its parity on the CPU.
-    torch.backends.cuda.matmul.fp32_precision = 'tf32'
+    # Not by fp32_precision alone: torch's profiler asks for this one, and fails if they differ.
+    torch.backends.cuda.matmul.allow_tf32 = True
     return torch.device('cuda', torch.cuda.current_device())
 
 
@@ -80,11 +79,16 @@ class Captured:
         """
         self.function, self.device = function, device
         self.wanted = wanted and device.type == 'cuda'
+        # To warm up and to record on one stream: what libraries prepare belongs to a stream.
+        self._stream = torch.cuda.Stream(device) if self.wanted else None
         self._calls: dict[tuple, int] = {}
         self._graphs: dict[tuple, tuple] = {}
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
-        """Call the function, or replay it on these values."""
+        """Call the function, or replay it on these values.
+
+        :raises SpecError: if it cannot be recorded.
+        """
         if not self.wanted:
             return self.function(*tensors)
         key = tuple(x.shape for x in tensors)
@@ -95,29 +99,29 @@ class Captured:
             try:
                 self._graphs[key] = self._record(tensors)
             except RuntimeError as error:
-                # Slower, and as right: nothing that is recorded has been done yet.
-                self.wanted = False
-                logger.warning('updates run without a CUDA graph, since recording one failed: '
-                               '%s', str(error).partition('\n')[0])
-                return self.function(*tensors)
+                # No going on without: torch leaves stream and generator as they are in recording.
+                reason = str(error).partition('\n')[0]
+                raise SpecError('trainer.cuda_graphs must be false here, since recording an '
+                                f'update failed, got true: {reason}') from error
         graph, inputs, result = self._graphs[key]
-        for place, tensor in zip(inputs, tensors):
-            place.copy_(tensor)
+        with torch.no_grad():
+            for place, tensor in zip(inputs, tensors):
+                place.copy_(tensor)
         graph.replay()
         return result
 
     def _aside(self, tensors):
         """Run on a stream other than the default one, which nothing recorded later may meet."""
-        stream, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             result = self.function(*tensors)
-        current.wait_stream(stream)
+        current.wait_stream(self._stream)
         return result
 
     def _record(self, tensors):
         inputs = [x.clone() for x in tensors]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self._stream):
             result = self.function(*inputs)
         return graph, inputs, result

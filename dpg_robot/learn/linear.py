@@ -30,7 +30,8 @@ def solve_right(matrix: torch.Tensor, rows: torch.Tensor,
         # Not solve: it would wait to learn whether the matrix was singular.
         return torch.linalg.solve_ex(matrix, rows, left=False).result
     one = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
-    return rows @ eliminate(matrix.double(), one).to(rows.dtype)
+    # In float64, since a GPU may multiply float32 in TF32.
+    return (rows.double() @ eliminate(matrix.double(), one)).to(rows.dtype)
 
 
 def eliminate(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

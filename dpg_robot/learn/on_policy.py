@@ -164,8 +164,9 @@ class OnPolicyLearner(nn.Module):
             [{'params': list(net.parameters()), 'lr': rate} for net, rate in groups if net]
             + [{'params': [self.log_temperature], 'lr': c.policy_rate}],
             weight_decay=0.0, fused=True, capturable=device.type == 'cuda')
-        self._fit, self._improve = (Captured(function, device, cuda_graphs) for function in (
-            self._fit_step, self._improve_step))
+        self._fit, self._estimate, self._improve = (
+            Captured(function, device, cuda_graphs) for function in (
+                self._fit_step, self._estimates, self._improve_step))
 
     def observe(self, rollout: Rollout) -> None:
         """Let the normalisers follow a rollout; call it with a first one before any update."""
@@ -220,9 +221,11 @@ class OnPolicyLearner(nn.Module):
             return data.advantage[:, None]
         size = -(-len(data.fold) // self.config.minibatches)
         parts = zip(*(x.split(size) for x in data))
-        return torch.cat([self._estimates(Prepared(*part)) for part in parts])
+        # Each is overwritten by the next.
+        return torch.cat([self._estimate(*part).clone() for part in parts])
 
-    def _estimates(self, data):
+    def _estimates(self, *part):
+        data = Prepared(*part)
         obs, denoised, action = self.policy.norm(data.obs), None, data.action
         if self.denoiser is not None:
             with torch.no_grad():

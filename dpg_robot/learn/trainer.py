@@ -188,12 +188,17 @@ class Trainer:
             while not self.finished and not should_stop():
                 started = time.monotonic()
                 metrics = self.round()
+                evaluates, logs, saves = (self._crossed(steps) for steps in (
+                    self.config.eval_every_steps, self.config.log_every_steps,
+                    self.config.checkpoint_every_steps))
+                if evaluates or logs or saves or self.finished:
+                    self.worlds.wait()  # else what the device is behind would not be training
                 self.train_seconds += time.monotonic() - started
-                if self._crossed(self.config.eval_every_steps):
+                if evaluates:
                     self.last_eval = asdict(self.evaluate(self.config.eval_episodes))
-                if self._crossed(self.config.log_every_steps) or self.finished:
+                if logs or self.finished:
                     self._log(metrics, log, on_progress)
-                if self._crossed(self.config.checkpoint_every_steps):
+                if saves:
                     self.save()
             self.save()
         return self.finished

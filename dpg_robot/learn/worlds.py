@@ -85,6 +85,9 @@ class HostWorlds:
         returns, successes = zip(*self.recent) if self.recent else ((math.nan,), (math.nan,))
         return float(np.mean(returns)), float(np.mean(successes))
 
+    def wait(self) -> None:
+        """Wait for nothing: a step here is done when it returns."""
+
     def check(self) -> None:
         """Check nothing: these worlds complain by themselves."""
 
@@ -149,6 +152,11 @@ class DeviceVector:
         if count:
             self._newest = total / count, successes / count
         return self._newest
+
+    def wait(self) -> None:
+        """Wait until the device has done all that it was told."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
 
     def check(self) -> None:
         """Check what a step cannot without waiting.
