@@ -386,10 +386,12 @@ def test_commands_blend_in(ros, model):
     feeder.close()
     assert ros.stop(process) == 0
     sent = np.array([list(message.data) for _, message in commands])
-    first = next(i for i, command in enumerate(sent) if command.any())
-    rise = sent[first:next(i for i, command in enumerate(sent) if (command == EXPECTED).all()), 1]
+    end = next(i for i, command in enumerate(sent) if (command == EXPECTED).all())
+    # Where this machine lets a state grow stale, the node begins again from the safe command.
+    first = max(i for i, command in enumerate(sent[:end]) if not command.any()) + 1
+    rise = sent[first:end, 1]
     assert rise[0] == pytest.approx(PERIOD_S / 0.5)
-    assert len(rise) > 5 and (np.diff(rise) > 0).all()
+    assert len(rise) > 5 and (np.diff(rise) > 0).all(), rise.tolist()
 
 
 def test_hangup_is_ignored_where_nohup_says_so(ros, model):

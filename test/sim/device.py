@@ -15,19 +15,17 @@
 """Worlds on Warp's CPU device, and the states of CPU worlds put into them."""
 
 import dataclasses
-from pathlib import Path
 
 import mujoco
 import numpy as np
 import torch
 
-import dpg_robot
 from dpg_robot.experiment import load_config
+from dpg_robot.resources import share_path
 from dpg_robot.sim.noise import NoiseConfig
 from dpg_robot.sim.world import make_device_vector, make_world, WorldConfig
 
 ROBOTS = {'reach': 'six_axis_reach', 'track': 'six_axis_track'}
-CONFIG = Path(dpg_robot.__file__).resolve().parent.parent / 'config'
 _ALL = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -35,7 +33,7 @@ def config_of(task, **options):
     """Return the configuration of a world without noise."""
     config = WorldConfig(task)
     if task in ROBOTS:
-        config = load_config(CONFIG / f'{ROBOTS[task]}.yaml').world
+        config = load_config(share_path('config', f'{ROBOTS[task]}.yaml')).world
     return dataclasses.replace(config, **{'noise': NoiseConfig(), **options})
 
 
