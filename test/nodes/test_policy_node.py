@@ -388,7 +388,8 @@ def test_commands_blend_in(ros, model):
     sent = np.array([list(message.data) for _, message in commands])
     end = next(i for i, command in enumerate(sent) if (command == EXPECTED).all())
     # Where this machine lets a state grow stale, the node begins again from the safe command.
-    first = max(i for i, command in enumerate(sent[:end]) if not command.any()) + 1
+    safe = (i for i, command in enumerate(sent[:end]) if not command.any())
+    first = max(safe, default=-1) + 1
     rise = sent[first:end, 1]
     assert rise[0] == pytest.approx(PERIOD_S / 0.5)
     assert len(rise) > 5 and (np.diff(rise) > 0).all(), rise.tolist()
