@@ -36,16 +36,14 @@ def own_loop(worlds) -> Callable[[], None]:
     are now.
 
     :param worlds: of :func:`dpg_robot.sim.world.make_device_vector`.
-    :raises SpecError: if the device has too little memory.
     """
-    physics = worlds.physics
-    step, commands = physics.loop_body(), itertools.cycle(_random_commands(worlds))
+    physics, commands = worlds.physics, itertools.cycle(_random_commands(worlds))
 
     def period():
         for name, command in next(commands).items():
             physics.data[name].copy_(command)
         for _ in range(physics.sim_steps):
-            step()
+            physics.step_once()
     return period
 
 

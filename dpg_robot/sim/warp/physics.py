@@ -86,7 +86,7 @@ class Physics:
                       'mocap_quat': floats(model.body_quat[mocap], device)}
         self._zero = torch.zeros((), device=device)
         self._overflow = self.view('overflow')
-        self._launches, self._streams = {}, {}
+        self._graphs, self._streams = {}, {}
 
     def _field(self, name):
         place = _ELSEWHERE.get(name)
@@ -126,16 +126,16 @@ class Physics:
         """Let :meth:`overflow` begin anew."""
         self._overflow.zero_()
 
-    def loop_body(self) -> Callable[[], None]:
-        """Return a function that takes one physics step, for a benchmark: no control period.
+    def step_once(self) -> None:
+        """Advance all worlds by one physics step alone, as mujoco_warp's own loop does."""
+        self._run('step_once', self._one_step)
 
-        :raises SpecError: if the device has too little memory.
-        """
-        return self._prepare(lambda: mujoco_warp.step(self._model, self._data))
+    def _one_step(self):
+        mujoco_warp.step(self._model, self._data)
 
     def _steps(self):
         for _ in range(self.sim_steps):
-            mujoco_warp.step(self._model, self._data)
+            self._one_step()
         if self._feels:
             mujoco_warp.rne_postconstraint(self._model, self._data)
 
@@ -148,27 +148,16 @@ class Physics:
         mujoco_warp.com_vel(self._model, self._data)
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
-        if name not in self._launches:
-            self._launches[name] = self._prepare(function)
-        self._launches[name]()
-
-    def _prepare(self, function):
-        """Return what does the same as a function of warp, on a GPU by launching one graph."""
         if not self._warp_device.is_cuda:
-            def launch():
-                with warp.ScopedDevice(self._warp_device):
-                    function()
-            return launch
-        with warp.ScopedDevice(self._warp_device), _room(self.num_envs):
-            graph = self._capture(function)
-        return lambda: warp.capture_launch(graph, stream=self._stream())
-
-    def _stream(self):
-        """Return the stream that torch uses at the moment, as warp sees it."""
+            with warp.ScopedDevice(self._warp_device):
+                return function()
+        if name not in self._graphs:
+            with warp.ScopedDevice(self._warp_device), _room(self.num_envs):
+                self._graphs[name] = self._capture(function)
         stream = torch.cuda.current_stream(self.device)
         if stream.cuda_stream not in self._streams:
             self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
-        return self._streams[stream.cuda_stream]
+        warp.capture_launch(self._graphs[name], stream=self._streams[stream.cuda_stream])
 
     def _capture(self, function):
         """Record what a function does; nothing of it is done yet, and the state stays."""
