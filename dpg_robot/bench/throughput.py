@@ -209,6 +209,9 @@ def _opened(config) -> Iterator[tuple]:
     from dpg_robot.experiment import hindsight_goals, make_training_worlds
     from dpg_robot.learn.trainer import Trainer
     from dpg_robot.sim.world import make_vector
+    if config.trainer.device == 'cuda':
+        from dpg_robot.bench.warp_loop import trim_graph_memory
+        trim_graph_memory()
     before = _memory(config.trainer.device)
     with tempfile.TemporaryDirectory() as folder:
         # Nothing is evaluated: one world tells the sizes.
@@ -256,12 +259,8 @@ def _memory(device):
     gc.collect()
     if device == 'cuda':
         import torch
-
-        from dpg_robot.bench.warp_loop import trim_graph_memory
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        trim_graph_memory(torch.cuda.current_device())
-        torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
         return total - free
     import ctypes

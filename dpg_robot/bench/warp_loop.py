@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import gc
 import itertools
 
 import torch
@@ -57,10 +58,12 @@ def _random_commands(worlds):
     return drawn
 
 
-def trim_graph_memory(device: int) -> None:
-    """Give back what graphs of a GPU allocated and is kept when they are gone.
+def trim_graph_memory() -> None:
+    """Give back what graphs of the present GPU used, which it keeps when they are gone.
 
-    :param device: its number. Nothing public does this.
+    What they use is given back as well if they are not running, until they run again.
     """
+    gc.collect()
+    torch.cuda.synchronize()
     warp.init()
-    context.runtime.core.wp_cuda_device_graph_mem_trim(device)
+    context.runtime.core.wp_cuda_device_graph_mem_trim(torch.cuda.current_device())

@@ -246,6 +246,18 @@ def test_mistakes_are_named(tmp_path, task, overrides, message, monkeypatch):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_gpu_multiplies_in_tf32_whoever_asks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 1)
+    products = torch.backends.cuda.matmul
+    try:
+        assert find_device('cuda') == torch.device('cuda', 1)
+        # The older setting raises if it is not what the newer one is.
+        assert products.allow_tf32 and products.fp32_precision == 'tf32'
+    finally:
+        products.allow_tf32 = False
+
+
 def test_a_replay_larger_than_the_memory_is_refused_beforehand(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (2**30, 2**34))
     check_memory('trainer.replay_capacity', 2**22, 200, torch.device('cuda'))
