@@ -212,25 +212,27 @@ def _summarise_success(finals):
 
 
 def plot(result, path):
-    """Draw success, or the return where there is none, against environment steps."""
+    """Draw the return against environment steps, and success where a task knows it."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout='constrained')
     has_success = all(entry['success'] for entry in result['estimators'].values())
-    for name, entry in result['estimators'].items():
-        curves = np.array([run['curve'] for run in entry['runs']], float)
-        steps, height = curves[0, :, 0], curves[:, :, 1 if has_success else 2]
-        line, = axes.plot(steps, height.mean(0), label=name,
-                          linestyle='--' if name.startswith('sb3') else '-')
-        axes.fill_between(steps, height.min(0), height.max(0), alpha=0.15,
-                          color=line.get_color())
-    axes.set(xlabel='environment steps', ylabel='success' if has_success else 'return',
-             ylim=(-0.03, 1.03) if has_success else None,
-             title=f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
-                   f'{result["seeds"]} seeds (mean, range)')
-    figure.legend(loc='outside right upper')
-    axes.grid(alpha=0.3)
+    columns = {'success': 1, 'return': 2} if has_success else {'return': 2}
+    figure, panels = plt.subplots(1, len(columns), figsize=(4 + 4 * len(columns), 3.2),
+                                  layout='constrained', squeeze=False)
+    for axes, (height, column) in zip(panels[0], columns.items()):
+        for name, entry in result['estimators'].items():
+            curves = np.array([run['curve'] for run in entry['runs']], float)
+            steps, values = curves[0, :, 0], curves[:, :, column]
+            line, = axes.plot(steps, values.mean(0), label=name,
+                              linestyle='--' if name.startswith('sb3') else '-')
+            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15,
+                              color=line.get_color())
+        axes.set(xlabel='environment steps', ylabel=height)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f'{result["task"]}, actuator noise {result["noise"]["actuator"]}, '
+                    f'{result["seeds"]} seeds (mean, range)', fontsize='medium')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside right upper')
     figure.savefig(path, dpi=110)
 
 
