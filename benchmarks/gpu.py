@@ -38,6 +38,7 @@ a minute, which is in no figure but ``warm_up_s``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -158,21 +159,12 @@ class Gpu:
                 tell({'algorithm': algorithm, **watch})
 
 
-class opened:
+@contextlib.contextmanager
+def opened(config):
     """Open a training in a folder of its own, and clean up behind it."""
-
-    def __init__(self, config):
-        """Remember the settings."""
-        self.config = config
-
-    def __enter__(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.trainer = open_trainer(self.config, Path(self.folder.name), resume=False)
-        return self.trainer
-
-    def __exit__(self, *failure):
-        self.trainer.close()
-        self.folder.cleanup()
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(
+            open_trainer(config, Path(folder), resume=False)) as trainer:
+        yield trainer
 
 
 def compile_kernels(config):

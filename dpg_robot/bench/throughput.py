@@ -31,7 +31,6 @@ from typing import Any
 
 from dpg_robot.contract.strict import SpecError
 
-DEVICES = ('cpu', 'cuda', 'warp_cpu')
 # On a GPU the settings are those for many worlds.
 TASKS = {'cpu': ['half_cheetah', 'fetch_reach', 'hand_reach'],
          'cuda': ['half_cheetah_gpu', 'fetch_reach_gpu', 'hand_reach_gpu'],
@@ -47,7 +46,7 @@ def add_throughput(benches: argparse._SubParsersAction) -> None:
         'throughput', help='steps per second, simulating alone and learning')
     parser.add_argument('tasks', nargs='*', metavar='TASK',
                         help='tasks, such as fetch_reach, or YAML files (default: three)')
-    parser.add_argument('--device', choices=DEVICES, default='cpu')
+    parser.add_argument('--device', choices=tuple(TASKS), default='cpu')
     parser.add_argument('--num-worlds', type=int, nargs='+', metavar='N',
                         help='default: 8, or 1024 to 32768 on a GPU')
     parser.add_argument('--workers', type=int, nargs='+', default=[1, 2],
@@ -165,7 +164,7 @@ def _simulate(config, seconds):
         for _ in range(ROUNDS):  # in turn, so that a change in the machine's speed meets both
             for function, found in rates.items():
                 worlds.set_state(state)
-                found.append(worlds.num_envs * rate(function, seconds / ROUNDS, wait_for(worlds)))
+                found.append(worlds.num_envs * rate(function, seconds / ROUNDS, _wait_for(worlds)))
         ours, theirs = (sum(found) / ROUNDS for found in rates.values())
         return {'steps_per_second': ours, 'warp_steps_per_second': theirs,
                 'times_warp': ours / theirs}
@@ -192,7 +191,7 @@ def _learn(config, seconds):
     with _opened(config) as (trainer, memory):
         while trainer.updates <= NUM_WARM_UP + 1:
             trainer.round()
-        rounds = rate(trainer.round, seconds, wait_for(trainer.worlds))
+        rounds = rate(trainer.round, seconds, trainer.worlds.wait)
         return {'with_training': rounds * trainer.algorithm.steps_per_round,
                 'updates_per_second': rounds * _updates_per_round(config), 'memory': memory()}
 
@@ -247,7 +246,7 @@ def rate(function: Callable[[], Any], seconds: float,
             return calls / elapsed
 
 
-def wait_for(worlds) -> Callable[[], None]:
+def _wait_for(worlds):
     """Return what waits until the device of some worlds has done all it was told."""
     import torch
     return torch.cuda.synchronize if worlds.device.type == 'cuda' else lambda: None

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dpg_robot.bench.throughput import rate, wait_for
+from dpg_robot.bench.throughput import rate
 from dpg_robot.learn.device import NUM_WARM_UP
 
 FIRST_LOOK = 2 * (NUM_WARM_UP + 2)
@@ -66,7 +66,7 @@ def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str
     returned = time.monotonic()
     trainer.worlds.wait()
     figures['behind_the_host_s'] = time.monotonic() - returned
-    figures['rounds_per_second'] = rate(trainer.round, 0.5, wait_for(trainer.worlds))
+    figures['rounds_per_second'] = rate(trainer.round, 0.5, trainer.worlds.wait)
     write(figures)
     figures |= counted(trainer.round, rounds, on_gpu)
     write(figures)

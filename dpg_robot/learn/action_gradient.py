@@ -316,7 +316,9 @@ class ActionGradient(nn.Module):
         baseline = q if self.config.baseline == 'critic' else \
             self._model_target(batch.obs, obs, action)
         advantage = (target - baseline).detach()
-        return Sample(advantage, score, guides, disturbance, advantage.new_ones(len(self.guides)))
+        # No loss leans; :meth:`per_sample`, whose estimates do, puts it in.
+        lean = advantage.new_ones(len(self.guides))
+        return Sample(advantage, score, guides, disturbance, lean)
 
     def follow(self, sample: Sample, own: torch.Tensor, rate: float = MOMENT_RATE) -> None:
         """Let the shares follow a batch.

@@ -120,9 +120,7 @@ def best_lean(moments: torch.Tensor) -> torch.Tensor:
 
     :param moments: averages of :func:`lean_moments`.
     """
-    matrix, covariance = moments[:, :-1], moments[:, -1]
-    # Two guides may nearly agree; a small ridge then shares the weight between them.
-    matrix = matrix + torch.diag(1e-3 * matrix.diagonal() + 1e-12)
+    matrix, covariance = _with_ridge(moments[:, :-1]), moments[:, -1]
     lean = torch.linalg.solve(matrix, covariance)
     clipped = lean.clamp(0, MAX_LEAN)
     if torch.equal(clipped, lean):
@@ -138,8 +136,7 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     where it would be with the others as they are: every choice is solved at once, and the one
     with the least value taken.
     """
-    matrix, covariance = moments[:, :-1].double(), moments[:, -1].double()
-    matrix = matrix + torch.diag(1e-3 * matrix.diagonal() + 1e-12)
+    matrix, covariance = _with_ridge(moments[:, :-1].double()), moments[:, -1].double()
     axes = [torch.arange(3, device=moments.device)] * len(moments)
     choice = torch.cartesian_prod(*axes).view(-1, len(moments))  # 0 and 1: the bounds; 2: free
     free, bound = choice == 2, MAX_LEAN * (choice == 1).double()
@@ -150,6 +147,11 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     lean = eliminate(system, goal[..., None])[..., 0].clamp(0, MAX_LEAN)
     value = ((0.5 * lean @ matrix - covariance) * lean).sum(-1)
     return lean.index_select(0, value.argmin()[None])[0].to(moments.dtype)
+
+
+def _with_ridge(matrix):
+    # Two guides may nearly agree; a small ridge then shares the weight between them.
+    return matrix + torch.diag(1e-3 * matrix.diagonal() + 1e-12)
 
 
 def _descend(matrix, covariance, lean):
