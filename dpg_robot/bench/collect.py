@@ -28,8 +28,8 @@ from torch import nn
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import ExperimentConfig, hindsight_goals
-from dpg_robot.learn.action_gradient import one_step_target
 from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.outcome import one_step_target
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.trainer import Trainer
 from dpg_robot.sim.world import make_vector

@@ -25,7 +25,7 @@ import torch
 from dpg_robot.bench.collect import Collection
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import ExperimentConfig
-from dpg_robot.learn.action_gradient import one_step_target
+from dpg_robot.learn.outcome import one_step_target
 from dpg_robot.sim.noise import StochasticWorld
 from dpg_robot.sim.world import make_world
 

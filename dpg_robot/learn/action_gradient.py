@@ -16,12 +16,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
@@ -33,7 +30,14 @@ from dpg_robot.learn.estimators import (
     Sample,
     SCALAR_OUTCOMES,
 )
+from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
+from dpg_robot.learn.outcome import (
+    change_and_reward,
+    choose_outcome,
+    one_step_target,
+    outcome_places,
+)
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.world_model import WorldModel
 
@@ -41,40 +45,6 @@ NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
 MOMENT_RATE = 0.01
 SCALE_RATE = 0.001
 NUM_DISTURBANCES = 8
-
-
-@dataclass(frozen=True)
-class GradientConfig:
-    """Settings of the estimate of g(s, a); ``*_rate`` are Adam step sizes.
-
-    :param estimator: how the policy's gradient is estimated.
-    :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
-        the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
-    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it
-        from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
-    :param lean_on: whose gradients doubly_robust adds to the denoised one.
-    :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
-    :param num_critics: members of the critic's ensemble; V takes the least of them.
-    :param num_gradients: members of the amortised gradient's ensemble.
-    """
-
-    estimator: str = bounded('doubly_robust', choices=tuple(ESTIMATORS))
-    gamma: float = bounded(0.95, minimum=0, maximum=0.9999)
-    reward_scale: float = bounded(1.0, above=0)
-    hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
-    denoiser_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
-    gradient_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
-    outcome: str = bounded('state', choices=('state', 'achieved_goal', 'reward', 'value'))
-    sigma: float = bounded(0.2, above=0)
-    sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
-    lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
-    baseline: str = bounded('critic', choices=('critic', 'model'))
-    num_critics: int = bounded(2, minimum=2, maximum=10)
-    critic_rate: float = bounded(1e-3, above=0)
-    denoiser_rate: float = bounded(1e-3, above=0)
-    gradient_rate: float = bounded(3e-4, above=0)
-    gradient_weight_decay: float = bounded(3.0, minimum=0)
-    num_gradients: int = bounded(2, minimum=1)
 
 
 class ActionGradient(nn.Module):
@@ -393,42 +363,3 @@ class ActionGradient(nn.Module):
         draws = (self._critic_slope(obs, action + xi) for xi in torch.cat([half, -half]))
         gradients, advantages = zip(*draws)
         return torch.stack(gradients).mean(0), torch.stack(advantages).mean(0)
-
-
-@torch.no_grad()
-def one_step_target(config: GradientConfig, norm: nn.Module, value: nn.Module,
-                    reward: torch.Tensor, next_obs: torch.Tensor,
-                    terminated: torch.Tensor) -> torch.Tensor:
-    """Return ``y = reward_scale r + gamma (1 - terminated) V(s')``, shape (B,).
-
-    :param norm: normaliser of observations; ``value`` is V, from normalised observations.
-    :param reward: shape (B,), likewise ``terminated``; ``next_obs`` is (B, obs_dim), physical.
-    """
-    bootstrap = value(norm(next_obs))[0, :, 0]
-    return config.reward_scale * reward + config.gamma * (1 - terminated) * bootstrap
-
-
-def change_and_reward(batch: Batch) -> torch.Tensor:
-    """Return what happened next: s' - s and the reward, shape (B, obs_dim + 1)."""
-    return torch.cat([batch.next_obs - batch.obs, batch.reward[:, None]], -1)
-
-
-def outcome_places(obs_dim: int, achieved_goal: tuple[int, ...]) -> torch.Tensor:
-    """Return where the achieved goal's changes and the reward are in what happened next."""
-    return torch.tensor([*achieved_goal, obs_dim])
-
-
-def choose_outcome(kind: str, changes: torch.Tensor, target: torch.Tensor,
-                   places: torch.Tensor) -> torch.Tensor:
-    """Return what the denoiser is told, shape (B, outcome_dim).
-
-    :param kind: as in :class:`GradientConfig`.
-    :param changes: of the observation, and the reward, normalised, shape (B, obs_dim + 1).
-    :param target: the normalised target, shape (B,).
-    :param places: of :func:`outcome_places`.
-    """
-    if kind == 'value':
-        return target[:, None]
-    if kind == 'reward':
-        return changes[:, -1:]
-    return changes.index_select(1, places) if kind == 'achieved_goal' else changes

@@ -26,10 +26,11 @@ from dataclasses import replace
 import torch
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.action_gradient import ActionGradient, change_and_reward
+from dpg_robot.learn.action_gradient import ActionGradient
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import LearnerConfig
 from dpg_robot.learn.networks import RunningNorm, set_products
+from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch, hold_out, RUN
 
 FIRST_STEPS, GRADIENT_STEPS = 6000, 3000

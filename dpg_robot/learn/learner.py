@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from dpg_robot.contract.strict import bounded, SpecError
-from dpg_robot.learn.action_gradient import ActionGradient, GradientConfig, NETWORKS
+from dpg_robot.learn.action_gradient import ActionGradient, NETWORKS
 from dpg_robot.learn.estimators import check_outcome
+from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, set_products
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch

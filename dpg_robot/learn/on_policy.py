@@ -32,11 +32,6 @@ import torch
 from torch import nn
 
 from dpg_robot.contract.strict import bounded, SpecError
-from dpg_robot.learn.action_gradient import (
-    change_and_reward,
-    choose_outcome,
-    outcome_places,
-)
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.device import Captured
 from dpg_robot.learn.estimators import (
@@ -49,6 +44,7 @@ from dpg_robot.learn.estimators import (
 )
 from dpg_robot.learn.gae import generalised_advantage, Rollout
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm
+from dpg_robot.learn.outcome import change_and_reward, choose_outcome, outcome_places
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 
 MOMENT_RATE = 0.1

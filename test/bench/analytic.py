@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from dpg_robot.learn.action_gradient import one_step_target
+from dpg_robot.learn.outcome import one_step_target
 
 
 class AnalyticTask(gymnasium.Env):

@@ -23,7 +23,7 @@ from dpg_robot.bench.collect import collect, collector_config
 from dpg_robot.bench.truth import measure_truth
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import load_config
-from dpg_robot.learn.action_gradient import one_step_target
+from dpg_robot.learn.outcome import one_step_target
 from dpg_robot.sim.world import make_world
 
 SMALL = ('learner.hidden=[16]', 'learner.batch_size=16', 'trainer.warmup_steps=100')

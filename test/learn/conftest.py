@@ -20,8 +20,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from dpg_robot.learn.action_gradient import ActionGradient, GradientConfig
+from dpg_robot.learn.action_gradient import ActionGradient
 from dpg_robot.learn.denoiser import FIRST_SPREAD
+from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
 from dpg_robot.learn.replay import Batch
 

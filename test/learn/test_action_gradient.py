@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.action_gradient import change_and_reward
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
+from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch
 
 NAMES = tuple(ESTIMATORS)

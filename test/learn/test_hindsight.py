@@ -26,9 +26,9 @@ from dpg_robot import experiment
 from dpg_robot.contract.spec import ObservationTerm
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import load_config, open_trainer
-from dpg_robot.learn.action_gradient import change_and_reward
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.hindsight import Goals, goals_of, HindsightReplay, relabel
+from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch, Replay
 
 ALWAYS = 10**9

@@ -1,0 +1,56 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Settings of the estimate of g(s, a)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dpg_robot.contract.strict import bounded
+from dpg_robot.learn.estimators import ESTIMATORS
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Settings of the estimate of g(s, a); ``*_rate`` are Adam step sizes.
+
+    :param estimator: how the policy's gradient is estimated.
+    :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
+        the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
+    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it
+        from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
+    :param lean_on: whose gradients doubly_robust adds to the denoised one.
+    :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
+    :param num_critics: members of the critic's ensemble; V takes the least of them.
+    :param num_gradients: members of the amortised gradient's ensemble.
+    """
+
+    estimator: str = bounded('doubly_robust', choices=tuple(ESTIMATORS))
+    gamma: float = bounded(0.95, minimum=0, maximum=0.9999)
+    reward_scale: float = bounded(1.0, above=0)
+    hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    denoiser_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    gradient_hidden: tuple[int, ...] = bounded((256, 256), minimum=1)
+    outcome: str = bounded('state', choices=('state', 'achieved_goal', 'reward', 'value'))
+    sigma: float = bounded(0.2, above=0)
+    sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
+    lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
+    baseline: str = bounded('critic', choices=('critic', 'model'))
+    num_critics: int = bounded(2, minimum=2, maximum=10)
+    critic_rate: float = bounded(1e-3, above=0)
+    denoiser_rate: float = bounded(1e-3, above=0)
+    gradient_rate: float = bounded(3e-4, above=0)
+    gradient_weight_decay: float = bounded(3.0, minimum=0)
+    num_gradients: int = bounded(2, minimum=1)
