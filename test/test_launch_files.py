@@ -71,6 +71,27 @@ def test_arguments_are_described_and_used(path):
     assert set(VARIABLE.findall(path.read_text())) - computed == set(declared)
 
 
+def test_a_wrong_argument_is_found_before_anything_runs():
+    """What launch reads late, after the simulated robot has started, has choices."""
+    root = parse(ROOT / 'launch/deploy_launch.xml')
+    choices = {arg.get('name'): [choice.get('value') for choice in arg.findall('choice')]
+               for arg in root.findall('arg')}
+    for param in root.iter('param'):
+        if param.get('type') != 'str':
+            name, = VARIABLE.findall(param.get('value'))
+            assert name == 'rate_factor' or {'true', 'false'} <= set(choices[name])
+
+
+@pytest.mark.parametrize('path', LAUNCH_FILES, ids=named)
+def test_nodes_get_their_arguments_by_ros_args(path):
+    """Of a parameter file that is not there, launch itself only warns; a node refuses it."""
+    for node in parse(path).iter('node'):
+        assert '--log-level $(var log_level)' in node.get('ros_args')
+        assert all(param.get('from') is None for param in node.findall('param'))
+    if 'params_file' in path.read_text():
+        assert '--params-file $(var params_file)' in path.read_text()
+
+
 def test_a_real_robot_runs_in_real_time():
     root = parse(ROOT / 'launch/deploy_launch.xml')
     first, second = (let for let in root.findall('let') if let.get('name') == 'rate_factor')
@@ -83,7 +104,8 @@ def test_a_real_robot_runs_in_real_time():
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=named)
 def test_it_is_nothing_but_wiring(path):
     assert {element.tag for element in parse(path).iter()} <= {
-        'launch', 'arg', 'let', 'node', 'param', 'remap', 'include', 'group', 'push_ros_namespace'}
+        'launch', 'arg', 'choice', 'let', 'node', 'param', 'remap', 'include', 'group',
+        'push_ros_namespace'}
     assert set(SUBSTITUTION.findall(path.read_text())) <= {'var', 'find-pkg-share'}
 
 
@@ -96,11 +118,10 @@ def test_executables_and_parameters_exist(path):
         assert node.get('exec') in executables()
         known = parameters_of(node.get('exec'))
         for param in node.findall('param'):
-            if param.get('from') is None:
-                assert param.get('name') in known
-                kind = type(known[param.get('name')].default)
-                # launch has no name for the type of a list; it reads it as YAML.
-                assert TYPES.get(param.get('type'), list) is kind
+            assert param.get('name') in known
+            kind = type(known[param.get('name')].default)
+            # launch has no name for the type of a list; it reads it as YAML.
+            assert TYPES.get(param.get('type'), list) is kind
 
 
 @pytest.mark.parametrize('path', LAUNCH_FILES, ids=named)

@@ -184,16 +184,22 @@ def _random_steps(worlds):
 
 
 def _learn(config, seconds):
-    from dpg_robot.learn.device import NUM_WARM_UP
     num_worlds = config.trainer.num_worlds
     config = replace(config, trainer=replace(
         config.trainer, env_steps=ENDLESS, warmup_steps=num_worlds, eval_every_steps=0))
     with _opened(config) as (trainer, memory):
-        while trainer.updates <= NUM_WARM_UP + 1:
-            trainer.round()
+        warm_up(trainer)
         rounds = rate(trainer.round, seconds, trainer.worlds.wait)
         return {'with_training': rounds * trainer.algorithm.steps_per_round,
                 'updates_per_second': rounds * _updates_per_round(config), 'memory': memory()}
+
+
+def warm_up(trainer) -> None:
+    """Go on until kernels are compiled and updates recorded."""
+    from dpg_robot.learn.device import NUM_WARM_UP
+    while trainer.updates < 2 * (NUM_WARM_UP + 2):
+        trainer.round()
+    trainer.worlds.wait()
 
 
 def _updates_per_round(config):

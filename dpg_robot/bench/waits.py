@@ -23,23 +23,14 @@ from typing import Any
 
 import torch
 
-from dpg_robot.bench.throughput import rate
-from dpg_robot.learn.device import NUM_WARM_UP
+from dpg_robot.bench.throughput import rate, warm_up
 
-FIRST_LOOK = 2 * (NUM_WARM_UP + 2)
 # What the host waits in, and reads from the device; and what it launches.
 WAITS = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy',
          'cuStreamSynchronize', 'cuCtxSynchronize', 'cuEventSynchronize', 'aten::item',
          'aten::_local_scalar_dense', 'aten::nonzero')
 LAUNCHES = ('cudaLaunchKernel', 'cudaLaunchKernelExC', 'cuLaunchKernel', 'cuLaunchKernelEx',
             'cudaGraphLaunch', 'cudaMemcpyAsync', 'cudaMemsetAsync')
-
-
-def warm_up(trainer) -> None:
-    """Go on until kernels are compiled and updates recorded."""
-    while trainer.updates < FIRST_LOOK:
-        trainer.round()
-    trainer.worlds.wait()
 
 
 def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str, Any]:

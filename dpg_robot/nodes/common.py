@@ -78,6 +78,8 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
             rule = f' (from {entry.minimum} to {entry.maximum})' \
                 if entry.minimum is not None else ''
             raise SpecError(f'parameter {entry.name}{rule}: {error}') from error
+        if value is None:  # an empty list has no type in ROS, and arrives as nothing
+            value = entry.default
         if entry.choices and value not in entry.choices:
             raise SpecError(f'parameter {entry.name} must be one of '
                             f'{", ".join(entry.choices)}; got {value!r}')

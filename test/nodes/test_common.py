@@ -1,0 +1,55 @@
+# Copyright 2026 The dpg_robot Authors
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+"""Tests of parameters from a table, as the command line gives them."""
+
+import pytest
+import rclpy
+from rclpy.node import Node
+
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.nodes.common import declare_parameters, Parameter
+
+TABLE = (Parameter('words', [''], 'some words'), Parameter('limit', 1.0, 'a limit', 0.5, 2.0))
+
+
+@pytest.fixture
+def declared():
+    """Return what tells the values of the table for some arguments."""
+    nodes = []
+
+    def declare(*arguments):
+        rclpy.init()
+        nodes.append(Node('talker', cli_args=['--ros-args', *arguments]))
+        return declare_parameters(nodes[0], TABLE)
+    yield declare
+    nodes[0].destroy_node()
+    rclpy.try_shutdown()
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ((), ['']),
+    (('-p', 'words:=[a, b]'), ['a', 'b']),
+    (('-p', 'words:=[]'), [''])])  # an empty list has no type in ROS
+def test_a_list(declared, arguments, words):
+    assert declared(*arguments) == {'words': words, 'limit': 1.0}
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('limit:=3.0', r'parameter limit \(from 0\.5 to 2\.0\)'),
+    ('limit:=high', 'parameter limit'),
+    ('words:=1', 'parameter words')])
+def test_what_does_not_fit_is_named(declared, argument, words):
+    with pytest.raises(SpecError, match=words):
+        declared('-p', argument)
