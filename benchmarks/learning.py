@@ -30,7 +30,7 @@ several occasions.
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 import functools
 from importlib.util import find_spec
 import json
@@ -46,7 +46,7 @@ import gymnasium
 import numpy as np
 
 from dpg_robot.bench.cache import cached, digest, source
-from dpg_robot.contract.strict import dump
+from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
 import dpg_robot.learn
 from dpg_robot.learn.evaluate import evaluate, wilson_interval
@@ -60,17 +60,15 @@ CURVE_EPISODES = 20
 FINAL_SEED = 2_000_000
 
 
-def kept(run, folder, task, name, seed, steps, episodes):
+def kept(run, folder, config, name, seed, steps, episodes):
     """Return the figures of a finished run, after running it if it is not among those kept."""
-    config = load_config(task)
     key = digest([dump(config), steps, episodes, versions(), source(*CODE)])
     return cached(folder / f'{config.world.task}-{name}-{seed}-{key}.pt', run)
 
 
-def run_ours(task, estimator, seed, steps, episodes):
+def run_ours(config, name, seed, steps, episodes):
     """Train one estimator; return its curve, final evaluation and seconds of training."""
-    config = load_config(task, [f'learner.estimator={estimator}', f'trainer.seed={seed}',
-                                f'trainer.env_steps={steps}'])
+    config = replace(config, trainer=replace(config.trainer, seed=seed, env_steps=steps))
     curve = []
 
     def note(progress):
@@ -130,11 +128,10 @@ class ScaledRewards(gymnasium.Wrapper):
         return self.factor * self.env.compute_reward(achieved, desired, info)
 
 
-def run_sac(task, name, seed, steps, episodes):
+def run_sac(config, name, seed, steps, episodes):
     """Train Stable-Baselines3's SAC in the same world; return the same figures."""
     from stable_baselines3 import HerReplayBuffer, SAC
     from stable_baselines3.common.callbacks import BaseCallback
-    config = load_config(task)
     learner, env, view, settings = config.learner, make_world(config.world), None, {}
     if 'her' in name:
         env = view = GoalView(env)
@@ -247,21 +244,27 @@ def main():
     parser.add_argument('--episodes', type=int, default=100)
     parser.add_argument('--run-dir', type=Path, default=Path('runs/learning'))
     parser.add_argument('--output', type=Path, help='JSON file; the plot lies beside it')
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='change any key of the YAML: learner.sigma=0.3')
     options = parser.parse_args()
     if any(name.startswith('sb3') for name in options.learners) and not find_spec(
             'stable_baselines3'):
         parser.error('the peers need: .venv/bin/pip install -r requirements/bench.txt '
                      '-c requirements/constraints.txt')
     source(*CODE)
+    peers = [name for name in options.learners if name.startswith('sb3_sac')]
+    try:
+        configs = {name: load_config(options.task, options.set if name in peers else
+                                     [*options.set, f'learner.estimator={name}'])
+                   for name in options.learners}
+    except SpecError as error:
+        parser.error(str(error))
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
-        for name in options.learners:
-            what = seed, options.steps, options.episodes
-            if name.startswith('sb3_sac'):
-                start = functools.partial(run_sac, options.task, name, *what)
-            else:
-                start = functools.partial(run_ours, options.task, name, *what)
-            run = kept(start, options.run_dir, options.task, name, *what)
+        for name, config in configs.items():
+            what = config, name, seed, options.steps, options.episodes
+            start = functools.partial(run_sac if name in peers else run_ours, *what)
+            run = kept(start, options.run_dir, *what)
             runs[name].append(run)
             success = run['final']['success']
             print(f'{name:16} seed {seed}: '
@@ -269,7 +272,7 @@ def main():
                   + f'return {run["final"]["return_mean"]:.2f}, '
                   f'{1e3 * run["seconds_per_env_step"]:.2f} ms per step', flush=True)
     result = {
-        'task': options.task, 'noise': asdict(load_config(options.task).world.noise),
+        'task': options.task, 'noise': asdict(config.world.noise),
         'env_steps': options.steps, 'seeds': options.seeds,
         'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
         'machine': f'{platform.machine()}, {os.cpu_count()} cores',
