@@ -118,9 +118,10 @@ def test_scale_is_the_deviation_of_the_target_from_the_value(
 
 def test_a_scale_that_was_set_stays(make_gradient, random_batch):
     gradient, batch = make_gradient('critic', gamma=0.9), random_batch(100)
+    gradient.norm.update(3 * batch.obs + 1)
     gradient.set_scale(batch)
     with torch.no_grad():
-        difference = gradient.target(batch) - gradient._value(batch.obs)
+        difference = gradient.target(batch) - gradient._value(gradient.norm(batch.obs))
     expected = difference.square().mean().sqrt()
     for _ in range(3):
         gradient.losses(batch._replace(reward=batch.reward + 100))
@@ -316,6 +317,54 @@ def test_discriminative_score_is_the_models_at_the_executed_action(make_gradient
     normal = (raw - raw.mean(0)) / raw.std(0, unbiased=False)
     expected = gradient.model.score(batch.obs, batch.action, normal)
     torch.testing.assert_close(samples[0].score, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('estimator, baseline', [
+    ('denoising', 'model'), ('doubly_robust', 'critic'), ('discriminative', 'critic')])
+def test_samples_are_those_that_the_losses_are_made_of(with_model, estimator, baseline):
+    gradient, batch, _ = with_model(estimator, lean_on='both', baseline=baseline)
+    asked_for(gradient)
+    gradient.scale.fill_(1.7)
+    if estimator == 'doubly_robust':
+        share_out(gradient, 0.4, 0.7, 0.9)
+    gradient.eval()
+    samples, at = spy(gradient), []
+    gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
+    torch.manual_seed(1)  # the same denoising noise
+    gradient.losses(batch)
+    torch.manual_seed(1)
+    sample, own = gradient.per_sample(batch)
+    torch.testing.assert_close(sample[:-1], samples[0][:-1])
+    torch.testing.assert_close(own, at[0].detach())
+    expected = [0.4, 0.7] if estimator == 'doubly_robust' else []
+    torch.testing.assert_close(sample.lean, torch.tensor(expected), rtol=2e-3, atol=0)
+
+
+def test_model_is_fitted_to_normalised_outcomes(make_gradient, random_batch):
+    gradient, batch = make_gradient('model'), random_batch(40)
+    batch = batch._replace(reward=4 * batch.reward + 2)
+    gradient.observe(batch)
+    raw = change_and_reward(batch)
+    normal = (raw - raw.mean(0)) / raw.std(0, unbiased=False)
+    expected = gradient.model.loss(batch.obs, batch.action, normal)
+    torch.testing.assert_close(gradient.losses(batch)[0]['model'], expected, rtol=1e-4, atol=0)
+
+
+def test_calibration_is_the_slope_of_the_advantage_on_what_the_gradient_explains(with_model):
+    gradient, batch, _ = with_model('doubly_robust', lean_on='both')
+    asked_for(gradient)
+    share_out(gradient, 0.4, 0.2, 0.7)
+    gradient.eval()
+    samples, at = spy(gradient), []
+    gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
+    metrics = gradient.losses(batch)[1]
+    critic, model = samples[0].guides
+    estimate = 0.4 * critic + 0.2 * model + 0.7 * at[0].detach()
+    signal = (estimate * samples[0].disturbance).sum(-1)
+    slope = torch.linalg.lstsq(signal[:, None], samples[0].advantage[:, None]).solution
+    assert metrics['gradient/calibration'].item() == pytest.approx(slope.item(), rel=5e-3)
+    assert metrics['gradient/signal'].item() == pytest.approx(
+        signal.square().mean().sqrt().item(), rel=5e-3)
 
 
 def test_moments_of_guides_and_amortised_gradient_follow_slowly(make_gradient, random_batch):

@@ -113,6 +113,15 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
     assert calibration.item() == pytest.approx(0.5, rel=0.05)
 
 
+def test_spread_is_the_geometric_mean_over_the_batch():
+    denoiser, log_spread = Denoiser(1, 1, 1, (4,), 0.2), torch.tensor([[1.5], [-0.5]])
+    # The first output is the answer, the last log F; what is observed is the log of the spread.
+    denoiser.net.forward = lambda x: torch.stack([0 * x[:, 0], x[:, 1], 0 * x[:, 0]], -1)[None]
+    zeros = torch.zeros(2, 1)
+    got = denoiser(zeros, log_spread, zeros).spread
+    torch.testing.assert_close(got, torch.tensor([FIRST_SPREAD * math.exp(0.5)]))
+
+
 def test_loss_is_least_squares_and_the_likelihoods_of_spread_and_fisher(
         linear_gaussian, exact_net):
     world = linear_gaussian()
@@ -209,6 +218,15 @@ def test_disturbance_undoes_the_correlation_of_scores(linear_gaussian, fisher_er
         assert by_element[0, 1] < -0.6
         error = got.disturbance - (outcome - got.action)
         assert rms(error) < 0.05 * rms(got.disturbance)
+
+
+def test_elements_that_the_outcome_cannot_tell_apart_share_the_disturbance():
+    denoiser = Denoiser(1, 2, 2, (4,), 0.2).eval()
+    denoiser.correlation.fill_(1.0)
+    got = denoiser._disturbance(torch.tensor([[3.0, 3.0]]), torch.tensor([[2.0, 2.0]]))
+    # [[1, 0.99], [0.99, 1]] doubles (1, 1), nearly; without the ridge it would be singular.
+    expected = 3.0 / 2.0 / (2.0 - CORRELATION_RIDGE) / 2.0
+    torch.testing.assert_close(got, torch.full((1, 2), expected))
 
 
 def test_correlation_follows_in_training_only(linear_gaussian):

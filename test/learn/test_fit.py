@@ -19,7 +19,7 @@ import torch
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn import fit as module
-from dpg_robot.learn.estimators import ESTIMATORS
+from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
 from dpg_robot.learn.fit import fit_gradient
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.replay import Batch
@@ -159,6 +159,20 @@ def test_held_out_transitions_are_not_trained_on(very_quick, data):
         module._fit(gradient, 'critic', poisoned, 20, 0)
     assert all(p.isfinite().all() for p in gradient.critic.parameters())
     assert gradient.scale.isfinite()
+
+
+def test_shares_are_an_average_over_transitions_that_nothing_was_fitted_to(very_quick, data):
+    gradient = fit(('doubly_robust',), data)['doubly_robust']
+    held_out = module.hold_out(torch.arange(4000), module.HELD_OUT_EVERY)
+    unseen, draws = Batch(*(x[held_out == 1] for x in data)), []
+    torch.manual_seed(1)  # the same denoising noise
+    for _ in range(module.NUM_DRAWS):
+        sample, own = gradient.per_sample(unseen)
+        draws.append(lean_moments(sample._replace(guides=torch.cat([sample.guides, own[None]]))))
+    torch.manual_seed(1)
+    module._weigh(gradient, data._replace(
+        held_out=held_out, reward=torch.where(held_out == 1, data.reward, torch.nan)))
+    torch.testing.assert_close(gradient.moments, torch.stack(draws).mean(0))
 
 
 def test_policy_and_value_stay_as_they_are(very_quick, data):

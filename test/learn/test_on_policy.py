@@ -18,6 +18,7 @@ from bandit import Bandit
 import numpy as np
 import pytest
 import torch
+from torch.distributions import kl_divergence, Normal
 
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.gae import generalised_advantage
@@ -254,24 +255,87 @@ class RolloutBandit(Bandit):
             obs, eps, action, reward, next_obs, torch.ones(num), torch.zeros(num))))
 
 
-@pytest.mark.parametrize('estimator, outcome', [
-    *((name, 'state') for name in NAMES), ('denoising', 'value'),
-    ('doubly_robust', 'achieved_goal')])
-def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator, outcome):
-    learner = make_learner(
-        estimator, outcome=outcome, achieved_goal=(1,), min_std=0.2, policy_rate=5e-3,
-        value_rate=5e-3, denoiser_rate=5e-3, minibatches=2, num_epochs=2)
-    bandit, states, modes = RolloutBandit(0.8), torch.linspace(-0.8, 0.8, 9), []
-    learner.observe(bandit.play(learner, 1000))
-    for _ in range(120):
-        learner.update(bandit.play(learner, 512))
-        with torch.no_grad():
-            modes.append(learner.policy(bandit.obs(states), torch.zeros(9, 1))[:, 0])
-    # With constant step sizes the policy wanders about the optimum: look at its average.
-    last = torch.stack(modes[-40:]).mean(0)
-    distance = [(mode - 0.8 * states).square().mean().sqrt().item() for mode in (modes[0], last)]
-    assert distance[0] > 0.3 and distance[1] < 0.1, distance
-    assert learner.policy.distribution(bandit.obs(states))[1].exp().max() < 0.3
+def prepared(learner, num=300):
+    """Return a rollout of random changes, with large rewards, and what is prepared of it."""
+    rollout = RolloutBandit(0.8).play(learner, num)
+    rollout = rollout._replace(next_obs=torch.randn(1, num, 2), reward=4 * rollout.reward + 20)
+    learner.observe(rollout)
+    return rollout, learner.prepare(rollout)[0]
+
+
+def test_outcomes_are_normalised_changes_or_the_advantage():
+    for outcome in ('state', 'achieved_goal', 'value'):
+        rollout, data = prepared(make_learner('denoising', outcome=outcome, achieved_goal=(1,)))
+        raw = torch.cat([rollout.next_obs - rollout.obs, rollout.reward[..., None]], -1)[0]
+        normal = (raw - raw.mean(0)) / raw.std(0, correction=0)
+        expected = {'state': normal, 'achieved_goal': normal[:, 1:],
+                    'value': data.advantage[:, None]}
+        torch.testing.assert_close(data.outcome, expected[outcome], rtol=1e-4, atol=1e-4)
+
+
+def test_the_value_is_learned_in_units_of_the_returns():
+    learner = make_learner('critic')
+    rollout, data = prepared(learner)
+    goal, normal = data.value_goal, learner.policy.norm(data.obs)
+    torch.testing.assert_close(goal, rollout.reward[0])  # each episode is one step
+    raw = learner.value(normal)[0, :, 0].detach()
+    torch.testing.assert_close(learner._values(rollout.obs)[0].detach(),
+                               goal.mean() + goal.std(correction=0) * raw)
+    error = (raw - (goal - goal.mean()) / goal.std(correction=0)).square().mean()
+    torch.testing.assert_close(learner._fit_losses(data, {})['value'].detach(), error)
+
+
+@pytest.mark.parametrize('baseline', ['critic', 'value'])
+@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust'])
+def test_estimates_are_those_of_the_estimator_at_the_denoised_action(estimator, baseline):
+    learner = make_learner(estimator, action_dim=2, baseline=baseline, minibatches=1).eval()
+    _, data = prepared(learner)
+    learner.moments.copy_(torch.tensor([[1.0, 0.7]]))
+    torch.manual_seed(1)  # the same denoising noise
+    found = learner.estimates(data)
+    torch.manual_seed(1)
+    obs = learner.policy.norm(data.obs)
+    denoised = learner.denoiser(data.action, obs, data.outcome)
+    action = denoised.action.requires_grad_()
+    q = learner._advantages(obs, action).gather(0, 1 - data.fold[None])[0]
+    guide, = torch.autograd.grad(q.sum(), action)
+    error = (data.advantage - (q if baseline == 'critic' else 0.0)).detach()
+    explained = (guide * denoised.disturbance).sum(-1)
+    lean = 0.7 if estimator == 'doubly_robust' else 0.0
+    expected = (error - lean * explained)[:, None] * denoised.score + lean * guide
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+    if lean:  # the moments follow
+        now = torch.stack([explained.square().mean(), (explained * error).mean()])
+        torch.testing.assert_close(learner.moments[0], 0.9 * torch.tensor([1.0, 0.7]) + 0.1 * now)
+
+
+def test_each_critic_is_fitted_at_the_denoised_action_and_measured_on_the_other_half():
+    learner, metrics = make_learner().eval(), {}
+    _, data = prepared(learner)
+    torch.manual_seed(1)  # the same denoising noise
+    loss = learner._fit_losses(data, metrics)['critic']
+    torch.manual_seed(1)
+    obs = learner.policy.norm(data.obs)
+    q = learner._advantages(obs, learner.denoiser(data.action, obs, data.outcome).action)
+    own, other = ((q.gather(0, fold[None])[0] - data.advantage).square().mean()
+                  for fold in (data.fold, 1 - data.fold))
+    torch.testing.assert_close(loss, 2 * own)
+    torch.testing.assert_close(metrics['critic/residual'], other.sqrt().detach())
+
+
+def test_an_update_sees_observations_as_the_policy_did_that_acted():
+    learner, seen = make_learner(), []
+    bandit = RolloutBandit(0.8)
+    learner.observe(bandit.play(learner, 100))
+    rollout, estimates = bandit.play(learner, 64), learner.estimates
+
+    def look(data):
+        seen.append((learner.policy(data.obs, data.eps).detach(), data.action))
+        return estimates(data)
+    learner.estimates = look
+    learner.update(rollout)
+    torch.testing.assert_close(*seen[0])
+    assert learner.policy.norm.count == 164 == learner.outcome_norm.count
 
 
 def test_each_critic_is_fitted_to_one_half_and_used_for_the_other():
@@ -292,6 +356,64 @@ def test_each_critic_is_fitted_to_one_half_and_used_for_the_other():
         denoiser, learner.denoiser = learner.denoiser, None
         assert learner.estimates(part).unique().tolist() == [5.0 if fold == 0 else 3.0]
         learner.denoiser, learner._advantages = denoiser, before
+
+
+def test_drift_and_temperature_have_their_weights():
+    learner = make_learner('critic', action_dim=2, drift=3.0, temperature=0.5, target_entropy=-1.5)
+    for parameter in learner.slow_policy.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    _, data = prepared(learner)
+    data = data._replace(eps=torch.randn(300, 2))
+    losses = learner._policy_losses(data, torch.zeros(300, 2), {})
+    dists = [Normal(mean, log_std.exp()) for mean, log_std in (
+        learner.policy.distribution(data.obs, net)
+        for net in (learner.slow_policy, learner.policy.net))]
+    torch.testing.assert_close(losses['drift'], 3.0 * kl_divergence(*dists).sum(-1).mean())
+    entropy = -learner.policy.sample(data.obs, data.eps)[1].mean()
+    torch.testing.assert_close(losses['policy'], -0.5 * entropy)
+    torch.testing.assert_close(losses['temperature'], 0.5 * (entropy + 1.5 * 2))
+
+
+def test_the_slow_policy_follows_once_a_rollout():
+    learner = make_learner('critic', drift=1.0, drift_rate=0.25)
+    before = [p.clone() for p in learner.slow_policy.parameters()]
+    learner.update(RolloutBandit(0.8).play(learner, 64))
+    for old, now, goal in zip(before, learner.slow_policy.parameters(),
+                              learner.policy.net.parameters()):
+        assert not torch.equal(old, goal)
+        torch.testing.assert_close(now, 0.75 * old + 0.25 * goal)
+
+
+def test_reinforce_clips_the_ratio_where_it_would_gain_from_it():
+    learner = make_learner('reinforce', clip=0.2)
+    _, data = prepared(learner, 5)
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1])
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    expected = torch.tensor([1.2, -1.5, 0.5, -0.8, 2.2])
+    log_prob = learner.policy.log_prob(data.obs, data.action).detach()
+    data = data._replace(log_prob=log_prob - ratio.log())
+    loss = learner._policy_losses(data, advantage[:, None], {})['policy'].detach()
+    torch.testing.assert_close(loss, -expected.mean())
+
+
+@pytest.mark.parametrize('estimator, outcome', [
+    *((name, 'state') for name in NAMES), ('denoising', 'value'),
+    ('doubly_robust', 'achieved_goal')])
+def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator, outcome):
+    learner = make_learner(
+        estimator, outcome=outcome, achieved_goal=(1,), min_std=0.2, policy_rate=5e-3,
+        value_rate=5e-3, denoiser_rate=5e-3, minibatches=2, num_epochs=2)
+    bandit, states, modes = RolloutBandit(0.8), torch.linspace(-0.8, 0.8, 9), []
+    learner.observe(bandit.play(learner, 1000))
+    for _ in range(120):
+        learner.update(bandit.play(learner, 512))
+        with torch.no_grad():
+            modes.append(learner.policy(bandit.obs(states), torch.zeros(9, 1))[:, 0])
+    # With constant step sizes the policy wanders about the optimum: look at its average.
+    last = torch.stack(modes[-40:]).mean(0)
+    distance = [(mode - 0.8 * states).square().mean().sqrt().item() for mode in (modes[0], last)]
+    assert distance[0] > 0.3 and distance[1] < 0.1, distance
+    assert learner.policy.distribution(bandit.obs(states))[1].exp().max() < 0.3
 
 
 def test_drift_and_entropy_change_the_policy_as_they_should():

@@ -103,12 +103,15 @@ def test_state_holds_the_filled_part_only_and_does_not_change_afterwards():
     assert state['data'][2].tolist() == [10, 20, 30]
 
 
-def test_held_out_transitions_are_never_drawn():
-    replay = Replay(20, 2, 1)
+def test_held_out_transitions_are_never_drawn_and_the_others_evenly():
+    replay, num = Replay(20, 2, 1), 2000
     replay.add(some_held_out(range(1, 21), held_out=(7, 20)))
-    drawn = (replay.sample(2000).reward / 10).long()
-    assert drawn.shape == (2000,)
+    drawn = (replay.sample(num).reward / 10).long()
+    assert drawn.shape == (num,)
     assert set(drawn.tolist()) == set(range(1, 21)) - {7, 20}
+    counts = drawn.unique(return_counts=True)[1]
+    # Binomial: n p (1 - p), four standard deviations.
+    assert ((counts - num / 18).abs() < 4 * (num / 18 * 17 / 18) ** 0.5).all()
 
 
 def test_held_out_are_the_newest_of_them_also_after_a_round():

@@ -12,6 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import copy
 import math
 
 from bandit import Bandit
@@ -176,6 +177,29 @@ def test_per_sample_estimate_without_a_denoiser_is_the_learned_function():
     learner, batch = make_learner('critic'), bandit_batch(None, 32)
     torch.testing.assert_close(sample_gradient(learner.action_gradient, batch),
                                learner.action_gradient(batch.obs, batch.action))
+
+
+def test_per_sample_estimate_with_a_denoiser_leans_on_its_guide_in_units_of_y():
+    learner = make_learner('doubly_robust')
+    batch, source = bandit_batch(learner, 64), learner.action_gradient.train()
+    learner.observe(batch)
+    source.scale.fill_(1.7)
+    before = torch.tensor([1.0, 0.0, 0.7])
+    source.moments[0] = before
+    twin = copy.deepcopy(source)
+    torch.manual_seed(1)  # the same denoising noise
+    found = sample_gradient(source, batch)
+    torch.manual_seed(1)
+    sample, _ = twin.per_sample(batch)
+    guide, = sample.guides
+    explained = (guide * sample.disturbance).sum(-1)
+    expected = (sample.advantage - 0.7 * explained)[:, None] * sample.score + 0.7 * guide
+    torch.testing.assert_close(found, 1.7 * expected, rtol=5e-3, atol=5e-3)
+    # The moments follow, without an amortised gradient.
+    now = torch.stack([explained.square().mean(), torch.tensor(0.0),
+                       (explained * sample.advantage).mean()])
+    torch.testing.assert_close(source.moments[0], 0.99 * before + 0.01 * now)
+    assert (source.moments[1] == 0).all()
 
 
 def test_inverted_route_fits_no_amortised_gradient():
