@@ -296,7 +296,8 @@ class ActionGradient(nn.Module):
         :param own: the amortised gradient there, shape (B, action_dim).
         """
         guides = torch.cat([sample.guides, own[None]])
-        self.moments.lerp_(lean_moments(sample._replace(guides=guides)), rate)
+        self.moments.lerp_(lean_moments(sample._replace(guides=guides),
+                                        self.denoiser.sensitivity.square()), rate)
 
     def _critic_loss(self, obs, batch, denoised, target, metrics):
         action = batch.action
@@ -330,7 +331,10 @@ class ActionGradient(nn.Module):
     def _amortised(self, obs, action):
         if self.config.estimator == 'reinforce':  # a function of s only: an average over actions
             action = torch.zeros_like(action)
-        return self.gradient(torch.cat([obs, action], -1))
+        gradient = self.gradient(torch.cat([obs, action], -1))
+        # Where the outcome hardly depends on an element, its disturbance is little but noise: the
+        # network answers for each in units in which all disturbances are as large.
+        return gradient * self.denoiser.sensitivity if self.on_disturbance else gradient
 
     def _critic_slope(self, obs, action):
         """Return the gradient of the critics' mean, (B, action_dim), and each critic, (n, B)."""

@@ -27,7 +27,7 @@ from dpg_robot.learn.linear import solve_right
 from dpg_robot.learn.networks import EnsembleMLP
 
 FIRST_SPREAD = 0.5
-CORRELATION_RATE = 0.01
+MOMENT_RATE = 0.01
 CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
 
@@ -95,7 +95,16 @@ class Denoiser(nn.Module):
         in_dim = action_dim + obs_dim + outcome_dim + 2
         self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
-        self.correlation_rate = CORRELATION_RATE
+        self.register_buffer('power', torch.ones(action_dim))
+        self.moment_rate = MOMENT_RATE
+
+    @property
+    def sensitivity(self) -> torch.Tensor:
+        """Return how much the outcome depends on each element of the action.
+
+        :return: root mean square of the score, as a part of the largest, shape (action_dim,).
+        """
+        return (self.power / self.power.max()).sqrt()
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -155,7 +164,8 @@ class Denoiser(nn.Module):
         standard = score / deviation
         if self.training:
             self.correlation.lerp_(
-                standard.T @ standard / len(standard), self.correlation_rate)
+                standard.T @ standard / len(standard), self.moment_rate)
+            self.power.lerp_(score.square().mean(0), self.moment_rate)
         # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
         eye = torch.eye(len(self.correlation), device=score.device)
         correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)

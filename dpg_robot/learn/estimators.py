@@ -101,18 +101,21 @@ def regression_error(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
     return sample.advantage - (guess * sample.disturbance).sum(-1)
 
 
-def lean_moments(sample: Sample) -> torch.Tensor:
+def lean_moments(sample: Sample, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
     """Return the moments that decide how far to lean on each guide.
 
-    The c that make the mean of ``(y - b - sum_i c_i h_i . xi)^2`` least solve ``M c = v`` with
-    ``M_ij = <(h_i . xi) (h_j . xi)>`` and ``v_i = <(h_i . xi) (y - b)>``. To be averaged over
-    batches.
+    If y - b = sum_i c_i h_i . xi up to noise, the c solve ``M c = v`` with
+    ``M_ij = <(h_i . w xi) (h_j . xi)>`` and ``v_i = <(h_i . w xi) (y - b)>``, for any weights w.
+    With w = 1 that is least squares; but the xi of an element of the action that the outcome
+    hardly depends on is large, mostly noise, and must not decide. To be averaged over batches.
 
+    :param weight: w, shape (action_dim,).
     :return: [M, v], shape (num_guides, num_guides + 1).
     """
-    explained = explained_by_guides(sample)
-    both = torch.cat([explained, sample.advantage[None]])
-    return explained @ both.T / len(sample.advantage)
+    weighed = (weight * sample.guides * sample.disturbance).sum(-1)
+    matrix = weighed @ explained_by_guides(sample).T
+    moments = torch.cat([(matrix + matrix.T) / 2, (weighed @ sample.advantage)[:, None]], 1)
+    return moments / len(sample.advantage)
 
 
 def best_lean(moments: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
                 _fit(fit, network, data, num_steps, seed)
                 shared[key] = getattr(fit, network)
             if network == 'denoiser':
-                fit.denoiser.correlation_rate = 0.0  # later fits leave it as it is
+                fit.denoiser.moment_rate = 0.0  # later fits leave it as it is
             if network == 'gradient' and fit.on_disturbance:
                 _weigh(fit, data)
     return {name: fit.eval() for name, fit in fits.items()}

@@ -239,7 +239,8 @@ class OnPolicyLearner(nn.Module):
         estimate = self.estimator.correction(sample)
         if self.estimator.leans:
             estimate = estimate + sample.lean[0] * guide
-            self.moments.lerp_(lean_moments(sample), MOMENT_RATE)
+            self.moments.lerp_(
+                lean_moments(sample, self.denoiser.sensitivity.square()), MOMENT_RATE)
         return estimate
 
     def _fit_losses(self, data, metrics):

@@ -173,6 +173,8 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     gradient.losses(batch)
     asked_for(gradient)
     gradient.eval()
+    if gradient.denoiser is not None:
+        gradient.denoiser.power[1] = 0.04
     if estimator == 'doubly_robust':
         share_out(gradient, 0.4, 0.7)
     samples = spy(gradient)
@@ -180,7 +182,7 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     loss = gradient.losses(batch)[0]['gradient'].detach()
     sample, guess = samples[0], at[0].detach()
     if (estimator, outcome) in ON_DISTURBANCE:
-        errors = regression_error(guess, sample).square()
+        errors = regression_error(guess * gradient.denoiser.sensitivity, sample).square()
     else:
         errors = (guess - gradient.estimator.correction(sample)).square().sum(-1)
     torch.testing.assert_close(loss, errors.mean(1).sum())
@@ -272,7 +274,7 @@ def test_gradient_adds_up_guides_and_amortised_gradient_by_their_shares(
     gradient.scale.fill_(1.7)
     share_out(gradient, *(share for share in shares if share))
     with torch.no_grad():
-        amortised = 1.7 * gradient.gradient(
+        amortised = 1.7 * gradient.denoiser.sensitivity * gradient.gradient(
             torch.cat([gradient.norm(batch.obs), batch.action], -1)).mean(0)
     critic = slope(lambda action: gradient.advantages(
         gradient.norm(batch.obs), action).mean(0), batch.action)
@@ -368,17 +370,22 @@ def test_calibration_is_the_slope_of_the_advantage_on_what_the_gradient_explains
 
 
 def test_moments_of_guides_and_amortised_gradient_follow_slowly(make_gradient, random_batch):
-    gradient, at = make_gradient(lean_on='both'), []
+    gradient, at = make_gradient(lean_on='both', action_dim=2), []
     asked_for(gradient)
+    gradient.denoiser.power[1] = 0.04
     samples = spy(gradient)
     gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
     assert gradient.lean.tolist() == [0, 0] and gradient.shares.tolist() == [0, 0, 0]
-    gradient.losses(random_batch(40))
-    together = samples[0]._replace(guides=torch.cat([samples[0].guides, at[0].detach()[None]]))
-    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(together))
+    gradient.losses(random_batch(40, action_dim=2))
+    weight = gradient.denoiser.sensitivity
+    assert weight.min() < 0.5
+    own = weight * at[0].detach()
+    together = samples[0]._replace(guides=torch.cat([samples[0].guides, own[None]]))
+    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(together, weight.square()))
     assert (gradient.shares >= 0).all() and (gradient.shares > 0).any()
     # The correction of one sample leans on the guides alone.
-    torch.testing.assert_close(gradient.lean, best_lean(0.01 * lean_moments(samples[0])))
+    torch.testing.assert_close(
+        gradient.lean, best_lean(0.01 * lean_moments(samples[0], weight.square())))
 
 
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'reinforce'])

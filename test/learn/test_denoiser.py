@@ -241,6 +241,19 @@ def test_correlation_follows_in_training_only(linear_gaussian):
     assert 'correlation' in denoiser.state_dict()
 
 
+def test_sensitivity_is_the_size_of_the_score_beside_the_largest(linear_gaussian):
+    shaken = Shaken(linear_gaussian(nu=0.3))
+    denoiser = shaken.denoiser()
+    before = denoiser.power.clone()
+    denoiser(*shaken.draw(512))
+    assert torch.equal(denoiser.power, before)
+    score = denoiser.train()(*shaken.draw(512)).score
+    torch.testing.assert_close(denoiser.power, 0.99 * before + 0.01 * score.square().mean(0))
+    assert 'power' in denoiser.state_dict()
+    denoiser.power.copy_(torch.tensor([0.09, 4.0]))
+    assert denoiser.sensitivity.tolist() == pytest.approx([0.15, 1.0])
+
+
 class Uneven:
     """The world above with mu = s / 2 and an exploration that depends on s, for training."""
 

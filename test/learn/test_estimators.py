@@ -131,8 +131,8 @@ def test_a_wrong_score_biases_doubly_robust_as_it_biases_denoising(case, assert_
     assert_mean(case.gradient + doubly_robust(wrong), scale * case.gradient)
 
 
-def lean_of(sample):
-    return best_lean(lean_moments(sample))
+def lean_of(sample, weight=1.0):
+    return best_lean(lean_moments(sample, weight))
 
 
 def least_squares(sample):
@@ -141,11 +141,13 @@ def least_squares(sample):
     return torch.linalg.lstsq(explained.T, sample.advantage).solution
 
 
+@pytest.mark.parametrize('weight', [1.0, torch.tensor([0.1, 1.0])])
 @pytest.mark.parametrize('factor', [1.0, 2.0, 4.0])
-def test_best_lean_is_one_for_a_right_guide_that_explains_everything(linear_gaussian, factor):
-    # With h' = f h the same explanation needs c = 1 / f.
+def test_best_lean_is_one_for_a_right_guide_that_explains_everything(
+        linear_gaussian, factor, weight):
+    # With h' = f h the same explanation needs c = 1 / f, whatever the weights.
     case = Case(linear_gaussian(), 'linear')
-    assert lean_of(case.sample(factor * case.gradient)).item() == pytest.approx(
+    assert lean_of(case.sample(factor * case.gradient), weight).item() == pytest.approx(
         1 / factor, rel=2e-3)
 
 
@@ -193,6 +195,21 @@ def test_best_lean_leaves_the_least_unexplained(quadratic):
     assert size(lean - 0.1).item() == pytest.approx(size(lean + 0.1).item(), rel=1e-9)
 
 
+def test_what_the_outcome_hardly_shows_does_not_decide_the_lean():
+    # The score of the second element is small, and so the disturbance that is read from it large:
+    # the guide's small error there is no reason to distrust the guide.
+    deviation = torch.tensor([5.0, 0.5]).double()
+    score = deviation * torch.randn(NUM, 2).double()
+    disturbance = score / deviation.square()
+    guide = torch.tensor([1.0, 0.3]).double()
+    sample = Sample(disturbance[:, 0], score, guide.expand(1, NUM, 2), disturbance,
+                    torch.ones(1).double())
+    assert least_squares(sample) < 0.12
+    lean = lean_of(sample, torch.tensor([1.0, 0.01]))
+    # 1 / 25 and 0.01 * 0.09 / 0.25: M by the weights.
+    assert lean.item() == pytest.approx(0.04 / (0.04 + 0.0036), rel=0.05)
+
+
 @pytest.mark.parametrize('factor, expected', [(0.5, MAX_LEAN), (-1.0, 0.0)])
 def test_best_lean_stays_within_its_limits(quadratic, factor, expected):
     sample = quadratic.sample(factor * quadratic.gradient)
@@ -203,7 +220,8 @@ def test_best_lean_stays_within_its_limits(quadratic, factor, expected):
 def test_guides_that_agree_share_the_weight(linear_gaussian):
     case = Case(linear_gaussian(), 'linear')
     lean = lean_of(case.sample(case.gradient, case.gradient))
-    torch.testing.assert_close(lean, torch.full_like(lean, 0.5), rtol=1e-3, atol=0)
+    alone = lean_of(case.sample())
+    torch.testing.assert_close(lean, (alone / 2).expand(2), rtol=1e-3, atol=0)
 
 
 def test_guides_that_are_the_same_share_the_weight_in_single_precision():
