@@ -272,7 +272,7 @@ def main():
                   + f'return {run["final"]["return_mean"]:.2f}, '
                   f'{1e3 * run["seconds_per_env_step"]:.2f} ms per step', flush=True)
     result = {
-        'task': options.task, 'noise': asdict(config.world.noise),
+        'task': options.task, 'noise': asdict(next(iter(configs.values())).world.noise),
         'env_steps': options.steps, 'seeds': options.seeds,
         'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
         'machine': f'{platform.machine()}, {os.cpu_count()} cores',

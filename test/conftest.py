@@ -14,12 +14,14 @@
 
 """Every test run gets its own corner of the ROS network, and strict messages."""
 
+import importlib.util
 import os
 
 # Before anything imports a message class, which reads this once.
 os.environ['ROS_PYTHON_CHECK_FIELDS'] = '1'
 
 from pathlib import Path  # noqa: E402
+import sys  # noqa: E402
 
 import pytest  # noqa: E402
 
@@ -35,6 +37,19 @@ def ros_environment():
     package = str(Path(dpg_robot.__file__).resolve().parent.parent)
     paths = [package, *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
     os.environ['PYTHONPATH'] = os.pathsep.join(path for path in paths if path)
+
+
+@pytest.fixture(scope='session')
+def load_benchmark():
+    """Return a function that returns a script of benchmarks/ as a module."""
+    def load(name):
+        path = Path(__file__).resolve().parents[1] / 'benchmarks' / f'{name}.py'
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses ask for it
+        spec.loader.exec_module(module)
+        return module
+    return load
 
 
 @pytest.fixture(scope='module')

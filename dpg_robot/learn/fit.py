@@ -40,7 +40,6 @@ FINAL_RATE = 0.03
 WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.1, 'denoiser': 0.0, 'model': 0.0}
 CRITIC_RATE = 1e-3
 NUM_CRITICS, NUM_GRADIENTS = 4, 3
-# What is fitted once and shared: estimators that need the same network of the same action.
 HELD_OUT_EVERY = 10
 NUM_DRAWS = 10  # of denoising noise, to average over
 

@@ -14,9 +14,7 @@
 
 """Steps per second: counted rightly, of every kind of worlds; and all that is run on a GPU."""
 
-import importlib.util
 import json
-from pathlib import Path
 import time
 from types import SimpleNamespace
 from unittest import mock
@@ -35,7 +33,6 @@ from dpg_robot.cli import main
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.sim.world import make_device_vector, WorldConfig
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ('learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient_hidden=[16]',
         'learner.batch_size=16')
 
@@ -158,12 +155,9 @@ def test_waits_are_counted_where_they_were_asked_for():
 
 
 @pytest.fixture(scope='module')
-def script():
+def script(load_benchmark):
     """Return benchmarks/gpu.py."""
-    spec = importlib.util.spec_from_file_location('gpu', ROOT / 'benchmarks' / 'gpu.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark('gpu')
 
 
 def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):

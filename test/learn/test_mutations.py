@@ -14,24 +14,17 @@
 
 """Tests of the list of mutations, which benchmarks/mutations.py runs."""
 
-import importlib.util
 from pathlib import Path
-import sys
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def mutations(monkeypatch):
+@pytest.fixture(scope='module')
+def mutations(load_benchmark):
     """Return benchmarks/mutations.py."""
-    path = ROOT / 'benchmarks' / 'mutations.py'
-    spec = importlib.util.spec_from_file_location('mutations', path)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, 'mutations', module)  # dataclasses ask for it
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark('mutations')
 
 
 def test_the_list_fits_the_code_and_the_page(mutations):
