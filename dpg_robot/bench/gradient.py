@@ -48,7 +48,7 @@ from dpg_robot.bench.truth import measure_truth, Truth
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import ExperimentConfig, load_config, versions
 import dpg_robot.learn
-from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
+from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
 
 FRACTIONS = (4, 2, 1)
 ROOM = Path(dpg_robot.learn.__file__).parent
@@ -213,7 +213,7 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
 
 def _collector_key(collector):
     learner = {name: getattr(collector.learner, name) for name in CRITIC_FIELDS}
-    return [dump(collector.world), dump(learner), dump(collector.trainer)]
+    return [dump(collector.world), dump(learner), dump(collector.trainer), CHECKPOINT_VERSION]
 
 
 def _note(text):

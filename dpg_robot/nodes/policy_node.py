@@ -121,7 +121,7 @@ class PolicyNode(ManagedNode):
         names = ('mode', 'seed', 'recover_ticks', 'rate_factor', 'blend_s')
         self.control = PolicyControl(
             policy, **{name: settings[name] for name in names}, send=self.topics.send,
-            now=self.clock.now)
+            rehearse_sending=self.topics.rehearse_sending, now=self.clock.now)
         self.control.close(repeats=0)
         if self.estop.why:
             self.control.stop(self._estop_fault())

@@ -68,17 +68,23 @@ class PolicyTopics:
         self._types = {term.topic: term.type for term in spec.observation}
         self._resolved = {topic: node.resolve_topic_name(topic) for topic in self._types}
         self.guards = {topic: make_guard() for topic in self._types}
-        self._writer = MessageWriter(spec.action, lambda name: message_class(name)())
+        # Of two threads, one may send while the other rehearses.
+        self._writer, self._hidden_writer = (
+            MessageWriter(spec.action, lambda name: message_class(name)()) for _ in range(2))
         self._stamp = Time()
         # Without simulated time the node's clock is the system's, which is faster to ask.
         self._is_simulated = node.get_parameter('use_sim_time').value
         self._now_ns = _node_clock_ns(node) if self._is_simulated else time.time_ns
-        self._publishers = {}
+        self._publishers, self._hidden_publishers = {}, {}
         for term in spec.action:
             if term.topic not in self._publishers:
+                of_type = message_class(term.type)
                 self._publishers[term.topic] = node.create_publisher(
-                    message_class(term.type), term.topic, _newest(ReliabilityPolicy.RELIABLE),
+                    of_type, term.topic, _newest(ReliabilityPolicy.RELIABLE),
                     qos_overriding_options=QoSOverridingOptions(_QOS_OVERRIDES))
+                self._hidden_publishers[term.topic] = node.create_publisher(
+                    of_type, f'~/_rehearsal_{len(self._hidden_publishers)}',
+                    _newest(ReliabilityPolicy.RELIABLE))
 
     def listen(self, observation: ObservationAssembler, clock: SteadyClock) -> None:
         """Subscribe.
@@ -128,6 +134,11 @@ class PolicyTopics:
         for topic, message in self._writer.write(command, self._stamp):
             self._publishers[topic].publish(message)
 
+    def rehearse_sending(self, command: np.ndarray) -> None:
+        """Publish a command on hidden topics, which nobody is meant to hear."""
+        for topic, message in self._hidden_writer.write(command, self._stamp):
+            self._hidden_publishers[topic].publish(message)
+
     def flush(self) -> None:
         """Wait for a moment until the last commands have arrived."""
         flush(self._publishers.values())
@@ -155,7 +166,7 @@ class PolicyTopics:
         self._mailbox.close()
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
-        for publisher in self._publishers.values():
+        for publisher in (*self._publishers.values(), *self._hidden_publishers.values()):
             self._node.destroy_publisher(publisher)
 
 

@@ -73,6 +73,7 @@ class PolicyControl:
     def __init__(self, policy: OnnxPolicy, mode: str = 'deterministic', seed: int = 0,
                  recover_ticks: int = 1, rate_factor: float = 1.0, blend_s: float = 0.0,
                  send: Callable[[np.ndarray], None] = lambda command: None,
+                 rehearse_sending: Callable[[np.ndarray], None] = lambda command: None,
                  now: Callable[[], float] = lambda: float('-inf')):
         """Prepare for ticks.
 
@@ -83,6 +84,7 @@ class PolicyControl:
             simulated second.
         :param blend_s: how long a policy that takes command blends in [simulated s].
         :param send: sends a command to the robot; called by one thread at a time.
+        :param rehearse_sending: does as ``send``, but to nobody.
         :param now: the clock; a policy's command is not sent if its observation has become
             stale by then.
         :raises SpecError: if the mode is unknown.
@@ -97,7 +99,8 @@ class PolicyControl:
         self._recover_ticks, self._rate_factor = recover_ticks, rate_factor
         self._num_to_recover, self._has_driven, self._sent_s = 0, False, -np.inf
         self._rng = np.random.default_rng(seed) if mode == 'sampled' else None
-        self._send, self._now = send, now
+        self._send, self._rehearse_sending, self._now = send, rehearse_sending, now
+        self._understudy = CommandLimiter(policy.spec)  # of the limiter, in rehearsals
         self._gate, self._is_open, self._turn = threading.Lock(), True, 0
         self._stopped: Fault | None = None
         self._offered: OnnxPolicy | None = None
@@ -141,15 +144,17 @@ class PolicyControl:
         return Step(command, faults, may_drive, observation, eps, action)
 
     def rehearse(self, now_s: float) -> None:
-        """Think, of what is there, and forget it.
+        """Do all that a tick does, of what is there, but send it to nobody, and forget it.
 
-        Behind a sleep, when other programs have had the processor's caches, a tick takes twice
-        to four times as long; the one that counts shall find in them what it needs.
+        Behind a sleep, when other programs have had the processor's caches, a tick takes two to
+        eight times as long; the one that counts shall find in them what it needs.
         """
         with contextlib.suppress(Exception):  # the tick tells
             observation, _ = self.observation.assemble(now_s)
             if observation is not None:
-                self.policy(observation)
+                command = self._understudy.limit(self.policy(observation))
+                if command is not None:
+                    self._rehearse_sending(command)
 
     def _think(self, now_s):
         """Return observation, eps and action, as far as it comes to them, and the faults."""

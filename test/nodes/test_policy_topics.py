@@ -17,12 +17,14 @@
 from array import array
 import time
 
+import numpy as np
 from policy_files import joint_spec
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 
 from dpg_robot.contract.observation import ObservationAssembler
 from dpg_robot.nodes.policy_topics import PolicyTopics
@@ -78,6 +80,22 @@ def test_an_executor_neither_takes_a_state_nor_wakes_for_it(ros, bench):
     assert time.thread_time() - began_s < 0.25
     topics.receive(0.0)
     assert observation.arrival_s()[0] > 0.0
+
+
+def test_a_rehearsed_command_goes_to_a_hidden_topic_only(ros, bench):
+    topics, _ = bench
+    heard = {name: [] for name in ('/bench/effort/commands', '/bench/topics/_rehearsal_0')}
+    for name, messages in heard.items():
+        ros.node.create_subscription(Float64MultiArray, name, messages.append, 1)
+    ros.wait(lambda: all(ros.node.count_publishers(name) == 1 for name in heard))
+    for publisher in (*topics._publishers.values(), *topics._hidden_publishers.values()):
+        ros.wait(lambda: publisher.get_subscription_count() == 1)
+    topics.rehearse_sending(np.array([1.0, 2.0]))
+    ros.wait(lambda: heard['/bench/topics/_rehearsal_0'])
+    topics.send(np.array([3.0, 4.0]))
+    ros.wait(lambda: heard['/bench/effort/commands'])
+    assert [[list(message.data) for message in messages] for messages in heard.values()] == [
+        [[3.0, 4.0]], [[1.0, 2.0]]]
 
 
 def test_a_publisher_that_cannot_be_heard_is_named(ros, bench):

@@ -172,15 +172,21 @@ def test_sampling_follows_the_seed(make_control):
 
 
 def test_a_rehearsal_leaves_no_trace(make_control):
-    sent = []
-    control, other = (make_control('sampled', 1, control_options={'send': sent.append})
-                      for _ in range(2))
+    sent, rehearsed = [], []
+    control, other = (make_control('sampled', 1, control_options={
+        'send': sent.append,
+        'rehearse_sending': lambda command: rehearsed.append(command.tolist())})
+        for _ in range(2))
     control.rehearse(1.01)
     control.rehearse(2.0)  # stale
     control.policy = SimpleNamespace(spec=control.policy.spec)  # and one that cannot be called
     control.rehearse(1.01)
+    control.policy = lambda observation: np.full(3, np.nan)
+    control.rehearse(1.01)
     control.policy = other.policy
+    np.testing.assert_allclose(rehearsed, [[0.1, -0.2, 0.5]], rtol=1e-6)  # without eps
     assert (sent, control.num_ticks, control.last_error) == ([], 0, '')
+    assert control.limiter.num_not_finite == control.limiter.num_clipped.max() == 0
     steps = [each.tick(1.01) for each in (control, other)]
     np.testing.assert_array_equal(steps[0].command, steps[1].command)
 
