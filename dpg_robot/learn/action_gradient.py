@@ -55,7 +55,9 @@ class ActionGradient(nn.Module):
 
     With a denoiser, baseline, guides and amortised gradient are functions of s and the denoised
     action a_hat, where the score-function identity is exact at any sigma. The critic itself is
-    fitted to a: the spread of a_hat is smaller than that of a, and tells less.
+    fitted to a: the spread of a_hat is smaller than that of a, and tells less. With denoising and
+    doubly_robust, told all of the outcome, critic and amortised gradient see each element of the
+    action weighed by how much the outcome depends on it.
     """
 
     def __init__(self, config: GradientConfig, obs_dim: int, action_dim: int, norm: RunningNorm,
@@ -85,6 +87,7 @@ class ActionGradient(nn.Module):
                        'reward': 1, 'value': 1}[config.outcome]
         self.on_disturbance = name in ('denoising', 'doubly_robust') \
             and config.outcome not in SCALAR_OUTCOMES
+        self.weighs_action = self.on_disturbance and config.outcome == 'state'
         self.outcome_norm = RunningNorm(obs_dim + 1)
         self.denoiser = self.model = self.gradient = None
         if name in ('denoising', 'doubly_robust', 'disturbance_critic', 'reinforce'):
@@ -238,7 +241,12 @@ class ActionGradient(nn.Module):
         return self.scale * self._advantages(obs, action)
 
     def _advantages(self, obs, action):
-        return self.critic(torch.cat([obs, action], -1))[..., 0]
+        return self.critic(torch.cat([obs, self._weighed(action)], -1))[..., 0]
+
+    def _weighed(self, action):
+        # y is a function of s and the outcome: neither Q nor G depends on an element that the
+        # outcome does not depend on, which would only tempt the networks to fit noise.
+        return action * self.denoiser.sensitivity if self.weighs_action else action
 
     def _value(self, obs):
         return self.value(obs)[0, :, 0]
@@ -331,7 +339,7 @@ class ActionGradient(nn.Module):
     def _amortised(self, obs, action):
         if self.config.estimator == 'reinforce':  # a function of s only: an average over actions
             action = torch.zeros_like(action)
-        gradient = self.gradient(torch.cat([obs, action], -1))
+        gradient = self.gradient(torch.cat([obs, self._weighed(action)], -1))
         # Where the outcome hardly depends on an element, its disturbance is little but noise: the
         # network answers for each in units in which all disturbances are as large.
         return gradient * self.denoiser.sensitivity if self.on_disturbance else gradient

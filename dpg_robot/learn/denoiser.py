@@ -30,6 +30,8 @@ FIRST_SPREAD = 0.5
 MOMENT_RATE = 0.01
 CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
+# No element of the action is ever lost from sight.
+LEAST_SENSITIVITY = 0.03
 
 
 class Denoised(NamedTuple):
@@ -102,9 +104,11 @@ class Denoiser(nn.Module):
     def sensitivity(self) -> torch.Tensor:
         """Return how much the outcome depends on each element of the action.
 
-        :return: root mean square of the score, as a part of the largest, shape (action_dim,).
+        :return: root mean square of the score, as a part of the largest, shape (action_dim,), and
+            at least ``LEAST_SENSITIVITY``.
         """
-        return (self.power / self.power.max()).sqrt()
+        power = self.power.clamp(min=1e-12)  # what is estimated may be negative
+        return (power / power.max()).sqrt().clamp(min=LEAST_SENSITIVITY)
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -153,6 +157,11 @@ class Denoiser(nn.Module):
             + score.square() / fisher + fisher.log()
         loss = 0.5 * (loss_given + loss_null) + LIKELIHOOD_WEIGHT * likelihood.mean()
         with torch.no_grad():
+            if self.training:
+                # The mean of score^2, by Tweedie's formula: but not of what an over-fitted score
+                # has besides, which predicts no residual.
+                power = score * residual / variance
+                self.power.lerp_(power.mean(0), self.moment_rate)
             calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
             return Denoised(
                 loss, action - residual, score, self._disturbance(score, fisher.sqrt()),
@@ -165,7 +174,6 @@ class Denoiser(nn.Module):
         if self.training:
             self.correlation.lerp_(
                 standard.T @ standard / len(standard), self.moment_rate)
-            self.power.lerp_(score.square().mean(0), self.moment_rate)
         # Elements that the outcome cannot tell apart would blow up; a small ridge shares them.
         eye = torch.eye(len(self.correlation), device=score.device)
         correlation = self.correlation.lerp(eye, CORRELATION_RIDGE)

@@ -90,8 +90,8 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
                 num_steps = GRADIENT_STEPS if network == 'gradient' else FIRST_STEPS
                 _fit(fit, network, data, num_steps, seed)
                 shared[key] = getattr(fit, network)
-            if network == 'denoiser':
-                fit.denoiser.moment_rate = 0.0  # later fits leave it as it is
+                if network == 'denoiser':
+                    _take_moments(fit, data)
             if network == 'gradient' and fit.on_disturbance:
                 _weigh(fit, data)
     return {name: fit.eval() for name, fit in fits.items()}
@@ -100,7 +100,8 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
 def _kind(network, name, fit):
     """Return what tells apart the fits of a network that cannot be shared."""
     if network == 'critic':
-        return 'of the executed action' if name == 'disturbance_critic' else ''
+        return 'of the executed action' if name == 'disturbance_critic' else \
+            'of the weighed action' if fit.weighs_action else ''
     return name if network == 'gradient' and not fit.on_disturbance else ''
 
 
@@ -115,8 +116,7 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, num_steps, group['lr'] * FINAL_RATE)
     rows = torch.arange(len(data.reward))
-    held_out = data.held_out == 1
-    unseen, rows = _rows(data, held_out), rows[~held_out]
+    unseen, rows = _unseen(data), rows[data.held_out == 0]
     least, best = float('inf'), None
     for step in range(1, num_steps + 1):
         chosen = rows[torch.randint(len(rows), (BATCH_SIZE,))]
@@ -134,13 +134,27 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
             parameter.copy_(value)
 
 
+def _take_moments(fit, data):
+    """Take the denoiser's moments from transitions that it was not fitted to, and keep them."""
+    unseen = _unseen(data)
+    for draw in range(NUM_DRAWS):
+        fit.denoiser.moment_rate = 1 / (draw + 1)
+        with torch.no_grad():
+            fit.train().losses(unseen, ('denoiser',))  # moments follow in training mode
+    fit.denoiser.moment_rate = 0.0
+
+
 def _weigh(fit, data):
     """Take the shares of guides and gradient from transitions that neither was fitted to."""
-    unseen = _rows(data, data.held_out == 1)
+    unseen = _unseen(data)
     fit.eval()
     for draw in range(NUM_DRAWS):
         sample, own = fit.per_sample(unseen)
         fit.follow(sample, own, 1 / (draw + 1))
+
+
+def _unseen(data):
+    return _rows(data, data.held_out == 1)
 
 
 def _rows(data, rows):

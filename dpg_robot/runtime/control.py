@@ -100,7 +100,7 @@ class PolicyControl:
         self._num_to_recover, self._has_driven, self._sent_s = 0, False, -np.inf
         self._rng = np.random.default_rng(seed) if mode == 'sampled' else None
         self._send, self._rehearse_sending, self._now = send, rehearse_sending, now
-        self._understudy = CommandLimiter(policy.spec)  # of the limiter, in rehearsals
+        self._understudy = CommandLimiter(policy.spec)  # limits rehearsed commands
         self._gate, self._is_open, self._turn = threading.Lock(), True, 0
         self._stopped: Fault | None = None
         self._offered: OnnxPolicy | None = None
@@ -144,7 +144,7 @@ class PolicyControl:
         return Step(command, faults, may_drive, observation, eps, action)
 
     def rehearse(self, now_s: float) -> None:
-        """Do all that a tick does, of what is there, but send it to nobody, and forget it.
+        """Go through policy, limits and sending with what is there, to nobody, and forget it.
 
         Behind a sleep, when other programs have had the processor's caches, a tick takes two to
         eight times as long; the one that counts shall find in them what it needs.

@@ -37,7 +37,7 @@ _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
 # How long before its deadline a tick is rehearsed [s].
-_REHEARSAL_S = 0.0004
+_REHEARSAL_S = 0.0006
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
 

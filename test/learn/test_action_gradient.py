@@ -188,6 +188,30 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     torch.testing.assert_close(loss, errors.mean(1).sum())
 
 
+@pytest.mark.parametrize('estimator, outcome', [*ON_DISTURBANCE, *ON_CORRECTIONS,
+                                                ('critic', 'state')])
+def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
+        make_gradient, random_batch, estimator, outcome):
+    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0))
+    batch, seen = random_batch(40, action_dim=2), []
+    weight = torch.ones(2)
+    if gradient.denoiser is not None:
+        gradient.denoiser.power[1] = 0.04
+    if (estimator, outcome) in ON_DISTURBANCE and outcome == 'state':
+        weight = torch.tensor([1.0, 0.2])
+    for network in (gradient.critic, gradient.gradient):
+        if network is not None:
+            network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    gradient.eval().estimate(batch.obs, batch.action)
+    expected = torch.cat([gradient.norm(batch.obs), weight * batch.action], -1)
+    assert len(seen) == 1 + (gradient.gradient is not None)
+    for number, got in enumerate(seen):
+        # That of reinforce is a function of the state alone.
+        of_state = estimator == 'reinforce' and number == 1
+        torch.testing.assert_close(got[:, :-2], expected[:, :-2])
+        torch.testing.assert_close(got[:, -2:], expected[:, -2:] * (not of_state))
+
+
 def constant_critics(gradient, *values):
     for parameter in gradient.critic.parameters():
         torch.nn.init.zeros_(parameter)

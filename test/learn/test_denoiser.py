@@ -19,7 +19,12 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.denoiser import CORRELATION_RIDGE, Denoiser, FIRST_SPREAD
+from dpg_robot.learn.denoiser import (
+    CORRELATION_RIDGE,
+    Denoiser,
+    FIRST_SPREAD,
+    LEAST_SENSITIVITY,
+)
 
 SIGMAS = (0.1, 0.2, 0.5)
 
@@ -247,11 +252,38 @@ def test_sensitivity_is_the_size_of_the_score_beside_the_largest(linear_gaussian
     before = denoiser.power.clone()
     denoiser(*shaken.draw(512))
     assert torch.equal(denoiser.power, before)
-    score = denoiser.train()(*shaken.draw(512)).score
-    torch.testing.assert_close(denoiser.power, 0.99 * before + 0.01 * score.square().mean(0))
+    action, *rest = shaken.draw(512)
+    got = denoiser.train()(action, *rest)
+    predicted = (action - got.action) / shaken.world.posterior_var
+    power = got.score * predicted
+    torch.testing.assert_close(
+        denoiser.power, 0.99 * before + 0.01 * power.mean(0), rtol=1e-4, atol=1e-4)
     assert 'power' in denoiser.state_dict()
     denoiser.power.copy_(torch.tensor([0.09, 4.0]))
     assert denoiser.sensitivity.tolist() == pytest.approx([0.15, 1.0])
+    denoiser.power.copy_(torch.tensor([-0.1, 4.0]))  # an estimate of nothing
+    assert denoiser.sensitivity.tolist() == pytest.approx([LEAST_SENSITIVITY, 1.0])
+    denoiser.power.copy_(torch.tensor([-0.1, -0.2]))
+    assert denoiser.sensitivity.tolist() == [1.0, 1.0]
+
+
+def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):
+    shaken = Shaken(linear_gaussian(nu=0.3))
+    denoiser = shaken.denoiser().train()
+    error = torch.tensor([0.0, 0.6])
+
+    def erring(x):
+        # One error that both answers share, and one more of the answer with the outcome.
+        answer, rest = shaken.net(x)[0].tensor_split((2,), -1)
+        shared = torch.randn(len(answer) // 2, 2).repeat(2, 1)
+        own = torch.randn_like(answer) * (torch.arange(len(answer)) < len(answer) / 2)[:, None]
+        return torch.cat([answer + error * (shared + own), rest], -1)[None]
+    denoiser.net.forward = erring
+    denoiser.moment_rate = 1.0
+    score = denoiser(*shaken.draw(400_000)).score
+    fisher = shaken.fisher.diagonal()
+    assert score[:, 1].square().mean() > 1.2 * fisher[1]
+    torch.testing.assert_close(denoiser.power, fisher, rtol=0.03, atol=0.0)
 
 
 class Uneven:

@@ -19,6 +19,7 @@ import torch
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn import fit as module
+from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
 from dpg_robot.learn.fit import fit_gradient
 from dpg_robot.learn.learner import Learner, LearnerConfig
@@ -95,8 +96,11 @@ def test_what_can_be_shared_is(very_quick, data):
     models = {id(f.model) for f in fits.values() if f.model is not None}
     critics = {name: id(f.critic) for name, f in fits.items()}
     assert len(denoisers) == len(models) == 1
-    executed = critics.pop('disturbance_critic')
-    assert {executed} != set(critics.values()) and len(set(critics.values())) == 1
+    kinds = [('disturbance_critic',), ('denoising', 'doubly_robust'),
+             ('critic', 'model', 'discriminative', 'reinforce')]
+    shared = [{critics.pop(name) for name in kind} for kind in kinds]
+    assert not critics and [len(each) for each in shared] == [1, 1, 1]
+    assert len(set.union(*shared)) == 3
 
 
 def test_the_same_seed_gives_the_same_fit(very_quick, data):
@@ -173,6 +177,29 @@ def test_shares_are_an_average_over_transitions_that_nothing_was_fitted_to(very_
     module._weigh(gradient, data._replace(
         held_out=held_out, reward=torch.where(held_out == 1, data.reward, torch.nan)))
     torch.testing.assert_close(gradient.moments, torch.stack(draws).mean(0))
+
+
+def test_moments_of_the_denoiser_are_averages_over_the_same(very_quick, data, monkeypatch):
+    seen, forward = [], Denoiser.forward
+
+    def spied(self, action, *rest):
+        before = self.power.clone()
+        got = forward(self, action, *rest)
+        seen.append((self.moment_rate, action, before, self.power.clone()))
+        return got
+    monkeypatch.setattr(Denoiser, 'forward', spied)
+    denoiser = fit(('denoising', 'reinforce'), data)['reinforce'].denoiser
+    held_out = module.hold_out(torch.arange(4000), module.HELD_OUT_EVERY) == 1
+    first = [rate for rate, *_ in seen].index(1.0)
+    last = first + module.NUM_DRAWS
+    assert [rate for rate, *_ in seen[first:last]] == [
+        1 / (draw + 1) for draw in range(module.NUM_DRAWS)]
+    draws = []
+    for rate, action, before, after in seen[first:last]:
+        assert torch.equal(action, data.action[held_out])
+        draws.append((after - (1 - rate) * before) / rate)
+    torch.testing.assert_close(denoiser.power, torch.stack(draws).mean(0), rtol=1e-3, atol=1e-3)
+    assert {rate for rate, *_ in seen[last:]} == {0.0}  # later fits leave them as they are
 
 
 def test_policy_and_value_stay_as_they_are(very_quick, data):

@@ -238,7 +238,7 @@ def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
     assert rehearsed == []
     for _ in range(3):
         assert lock.wait() and lock.track()
-    np.testing.assert_allclose(rehearsed, [100.0946, 100.1946, 100.2946], atol=1e-6)
+    np.testing.assert_allclose(rehearsed, [100.0944, 100.1944, 100.2944], atol=1e-6)
     clock.now = 100.3948  # no time for it
     assert lock.wait()
     assert len(rehearsed) == 3
