@@ -55,9 +55,7 @@ class ActionGradient(nn.Module):
 
     With a denoiser, baseline, guides and amortised gradient are functions of s and the denoised
     action a_hat, where the score-function identity is exact at any sigma. The critic itself is
-    fitted to a: the spread of a_hat is smaller than that of a, and tells less. With denoising and
-    doubly_robust, told all of the outcome, critic and amortised gradient see each element of the
-    action weighed by how much the outcome depends on it.
+    fitted to a: the spread of a_hat is smaller than that of a, and tells less.
     """
 
     def __init__(self, config: GradientConfig, obs_dim: int, action_dim: int, norm: RunningNorm,
@@ -87,7 +85,8 @@ class ActionGradient(nn.Module):
                        'reward': 1, 'value': 1}[config.outcome]
         self.on_disturbance = name in ('denoising', 'doubly_robust') \
             and config.outcome not in SCALAR_OUTCOMES
-        self.weighs_action = self.on_disturbance and config.outcome == 'state'
+        self.weighs_action = config.weigh_action and self.on_disturbance \
+            and config.outcome == 'state'
         self.outcome_norm = RunningNorm(obs_dim + 1)
         self.denoiser = self.model = self.gradient = None
         if name in ('denoising', 'doubly_robust', 'disturbance_critic', 'reinforce'):
@@ -245,7 +244,7 @@ class ActionGradient(nn.Module):
 
     def _weighed(self, action):
         # y is a function of s and the outcome: neither Q nor G depends on an element that the
-        # outcome does not depend on, which would only tempt the networks to fit noise.
+        # outcome does not depend on, with which the networks could only fit noise.
         return action * self.denoiser.sensitivity if self.weighs_action else action
 
     def _value(self, obs):

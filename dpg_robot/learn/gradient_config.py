@@ -33,6 +33,9 @@ class GradientConfig:
         from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
     :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
+    :param weigh_action: let the networks of denoising and doubly_robust, told the ``state``, see
+        each element of the action by how much the outcome depends on it: for robots many of whose
+        actuators do nothing.
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param num_gradients: members of the amortised gradient's ensemble.
     """
@@ -48,6 +51,7 @@ class GradientConfig:
     sigma_ratio: float = bounded(1.0, minimum=1, maximum=10)
     lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
     baseline: str = bounded('critic', choices=('critic', 'model'))
+    weigh_action: bool = False
     num_critics: int = bounded(2, minimum=2, maximum=10)
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)

@@ -188,16 +188,18 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     torch.testing.assert_close(loss, errors.mean(1).sum())
 
 
+@pytest.mark.parametrize('weigh_action', [True, False])
 @pytest.mark.parametrize('estimator, outcome', [*ON_DISTURBANCE, *ON_CORRECTIONS,
                                                 ('critic', 'state')])
 def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
-        make_gradient, random_batch, estimator, outcome):
-    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0))
+        make_gradient, random_batch, estimator, outcome, weigh_action):
+    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0),
+                             weigh_action=weigh_action)
     batch, seen = random_batch(40, action_dim=2), []
     weight = torch.ones(2)
     if gradient.denoiser is not None:
         gradient.denoiser.power[1] = 0.04
-    if (estimator, outcome) in ON_DISTURBANCE and outcome == 'state':
+    if weigh_action and (estimator, outcome) in ON_DISTURBANCE and outcome == 'state':
         weight = torch.tensor([1.0, 0.2])
     for network in (gradient.critic, gradient.gradient):
         if network is not None:

@@ -91,7 +91,7 @@ def test_an_estimator_made_of_shared_networks_has_its_scale(very_quick, data, na
 
 
 def test_what_can_be_shared_is(very_quick, data):
-    fits = fit(tuple(ESTIMATORS), data, lean_on='both')
+    fits = fit(tuple(ESTIMATORS), data, lean_on='both', weigh_action=True)
     denoisers = {id(f.denoiser) for f in fits.values() if f.denoiser is not None}
     models = {id(f.model) for f in fits.values() if f.model is not None}
     critics = {name: id(f.critic) for name, f in fits.items()}
