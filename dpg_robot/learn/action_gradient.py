@@ -175,9 +175,7 @@ class ActionGradient(nn.Module):
         if 'critic' in wanted:
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
-            action = action.detach().requires_grad_()  # the batch itself stays as it is
-            q = self._advantages(obs, action).mean(0)
-            sample = self._sample(batch, obs, action, q, target, denoised)
+            sample = self._sample(batch, obs, action, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
 
@@ -190,9 +188,7 @@ class ActionGradient(nn.Module):
             if self.denoiser is not None:
                 denoised = self.denoiser(action, obs, self._outcome(batch, target))
                 action = denoised.action
-        action = action.detach().requires_grad_()
-        q = self._advantages(obs, action).mean(0)
-        sample = self._sample(batch, obs, action, q, target, denoised)
+        sample = self._sample(batch, obs, action, target, denoised)
         with torch.no_grad():
             own = self._amortised(obs, action).mean(0)
         return sample._replace(lean=self.lean), own
@@ -277,12 +273,14 @@ class ActionGradient(nn.Module):
         if self.training:
             self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
 
-    def _sample(self, batch, obs, action, q, target, denoised):
+    @torch.no_grad()
+    def _sample(self, batch, obs, action, target, denoised):
         """Collect what the estimators use."""
         name = self.config.estimator
-        guides = [torch.autograd.grad(q.sum(), action, retain_graph=True)[0]
-                  if guide == 'critic' else self._model_slope(batch.obs, obs, action)
-                  for guide in self.guides]
+        critic_slope, q = self._critic_slope(obs, action) if 'critic' in self.guides else \
+            (None, self._advantages(obs, action))
+        guides = [critic_slope if guide == 'critic' else
+                  self._model_slope(batch.obs, obs, action) for guide in self.guides]
         guides = torch.stack(guides) if guides else action.new_zeros(0, *action.shape)
         if name == 'discriminative':
             score = disturbance = self.model.score(
@@ -290,9 +288,9 @@ class ActionGradient(nn.Module):
         else:
             score = denoised.surprise if name == 'reinforce' else denoised.score
             disturbance = denoised.disturbance
-        baseline = q if self.config.baseline == 'critic' else \
+        baseline = q.mean(0) if self.config.baseline == 'critic' else \
             self._model_target(batch.obs, obs, action)
-        advantage = (target - baseline).detach()
+        advantage = target - baseline
         # No loss leans; :meth:`per_sample`, whose estimates do, puts it in.
         lean = advantage.new_ones(len(self.guides))
         return Sample(advantage, score, guides, disturbance, lean)
@@ -316,7 +314,7 @@ class ActionGradient(nn.Module):
         return (q - target).square().mean(1).sum()
 
     def _gradient_loss(self, obs, action, sample, metrics):
-        guess = self._amortised(obs, action.detach())
+        guess = self._amortised(obs, action)
         with torch.no_grad():
             own, shares = guess.mean(0), self.shares
             if self.training and self.on_disturbance:
@@ -345,10 +343,9 @@ class ActionGradient(nn.Module):
 
     def _critic_slope(self, obs, action):
         """Return the gradient of the critics' mean, (B, action_dim), and each critic, (n, B)."""
-        with torch.enable_grad():
-            action = action.detach().requires_grad_()
-            q = self._advantages(obs, action)
-            return torch.autograd.grad(q.mean(0).sum(), action)[0], q.detach()
+        q, slope = self.critic.slope(
+            torch.cat([obs, self._weighed(action)], -1), self.action_dim)
+        return self._weighed(slope), q  # by the chain rule
 
     def _model_slope(self, physical, obs, action):
         """Return the gradient of the model's target, (B, action_dim)."""

@@ -204,6 +204,8 @@ def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
     for network in (gradient.critic, gradient.gradient):
         if network is not None:
             network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    slope = gradient.critic.slope
+    gradient.critic.slope = lambda x, count: (seen.append(x), slope(x, count))[1]
     gradient.eval().estimate(batch.obs, batch.action)
     expected = torch.cat([gradient.norm(batch.obs), weight * batch.action], -1)
     assert len(seen) == 1 + (gradient.gradient is not None)
@@ -212,6 +214,20 @@ def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
         of_state = estimator == 'reinforce' and number == 1
         torch.testing.assert_close(got[:, :-2], expected[:, :-2])
         torch.testing.assert_close(got[:, -2:], expected[:, -2:] * (not of_state))
+
+
+@pytest.mark.parametrize('weigh_action', [True, False])
+def test_slope_of_the_critics_is_that_with_the_action_itself(
+        make_gradient, random_batch, weigh_action):
+    gradient = make_gradient('doubly_robust', action_dim=2, weigh_action=weigh_action)
+    gradient.denoiser.power[1] = 0.04
+    batch = random_batch(40, action_dim=2)
+    obs, action = gradient.norm(batch.obs), batch.action.clone().requires_grad_()
+    q = gradient._advantages(obs, action)
+    expected, = torch.autograd.grad(q.mean(0).sum(), action)
+    slope, values = gradient._critic_slope(obs, batch.action)
+    torch.testing.assert_close(slope, expected)
+    assert torch.equal(values, q) and expected[:, 1].abs().max() > 0
 
 
 def constant_critics(gradient, *values):
