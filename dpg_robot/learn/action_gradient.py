@@ -45,6 +45,8 @@ NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
 MOMENT_RATE = 0.01
 SCALE_RATE = 0.001
 NUM_DISTURBANCES = 8
+# New transitions that the certainty of each action element rests on.
+UNSEEN_MEMORY = 2000
 
 
 class ActionGradient(nn.Module):
@@ -136,8 +138,16 @@ class ActionGradient(nn.Module):
         return self.best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
-        """Let the outcome's normaliser follow new transitions, each seen once."""
-        self.outcome_norm.update(change_and_reward(batch))
+        """Let what only new transitions can tell follow them, each seen once."""
+        changes = change_and_reward(batch)
+        self.outcome_norm.update(changes)
+        if self.weighs_action:
+            with torch.no_grad():
+                denoised = self.denoiser(
+                    batch.action, self.norm(batch.obs), self.outcome_norm(changes))
+            count = len(batch.reward)
+            self.denoiser.follow_unseen(denoised.power, max(count, UNSEEN_MEMORY),
+                                        min(1.0, count / UNSEEN_MEMORY))
 
     def target(self, batch: Batch) -> torch.Tensor:
         """Return y = r + gamma (1 - terminated) V(s'), rewards scaled, shape (B,)."""
@@ -241,7 +251,7 @@ class ActionGradient(nn.Module):
     def _weighed(self, action):
         # y is a function of s and the outcome: neither Q nor G depends on an element that the
         # outcome does not depend on, with which the networks could only fit noise.
-        return action * self.denoiser.sensitivity if self.weighs_action else action
+        return action * self.denoiser.certainty if self.weighs_action else action
 
     def _value(self, obs):
         return self.value(obs)[0, :, 0]
@@ -336,7 +346,7 @@ class ActionGradient(nn.Module):
     def _amortised(self, obs, action):
         if self.config.estimator == 'reinforce':  # a function of s only: an average over actions
             action = torch.zeros_like(action)
-        gradient = self.gradient(torch.cat([obs, self._weighed(action)], -1))
+        gradient = self._weighed(self.gradient(torch.cat([obs, self._weighed(action)], -1)))
         # Where the outcome hardly depends on an element, its disturbance is little but noise: the
         # network answers for each in units in which all disturbances are as large.
         return gradient * self.denoiser.sensitivity if self.on_disturbance else gradient

@@ -32,6 +32,8 @@ CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
 # No element of the action is ever lost from sight.
 LEAST_SENSITIVITY = 0.03
+# An effect within so many standard errors of none may be none.
+DOUBT = 3.0
 
 
 class Denoised(NamedTuple):
@@ -45,6 +47,9 @@ class Denoised(NamedTuple):
         the action, read from the outcome. F = E[score score^T | s, a_hat] is learned.
     :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
     :param spread: geometric mean width of the exploration given s, shape (action_dim,).
+    :param power: an estimate of the score's squares from each sample, shape (B, action_dim),
+        detached; by Tweedie's formula, and on transitions that the network was not fitted to
+        without its errors.
     :param explained: share of the posterior variance of a, given a~ and s, that the outcome
         explains; scalar. On held-out transitions it says how good the score is.
     :param calibration: slope of a - a_hat on the shift that the outcome caused, scalar; 1 if the
@@ -57,6 +62,7 @@ class Denoised(NamedTuple):
     disturbance: torch.Tensor
     surprise: torch.Tensor
     spread: torch.Tensor
+    power: torch.Tensor
     explained: torch.Tensor
     calibration: torch.Tensor
 
@@ -98,6 +104,9 @@ class Denoiser(nn.Module):
         self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
         self.register_buffer('power', torch.ones(action_dim))
+        self.register_buffer('unseen_power', torch.ones(action_dim))
+        self.register_buffer('unseen_square', torch.ones(action_dim))
+        self.register_buffer('num_unseen', torch.tensor(1.0))
         self.moment_rate = MOMENT_RATE
 
     @property
@@ -109,6 +118,31 @@ class Denoiser(nn.Module):
         """
         power = self.power.clamp(min=1e-12)  # what is estimated may be negative
         return (power / power.max()).sqrt().clamp(min=LEAST_SENSITIVITY)
+
+    @property
+    def certainty(self) -> torch.Tensor:
+        """Return how certain it is that the outcome depends on each element of the action at all.
+
+        The mean of ``power`` on unseen transitions, shrunk by its standard error like a mean by
+        James and Stein, as a part of what it was.
+
+        :return: from 0 where there may be no effect to 1 beyond doubt, shape
+            (action_dim,); 1 for all as long as no element is certain.
+        """
+        power = self.unseen_power.clamp(min=1e-12)
+        error2 = (self.unseen_square - self.unseen_power.square()) / self.num_unseen
+        certain = (1 - DOUBT ** 2 * error2 / power.square()).clamp(min=0.0)
+        return torch.where(certain.max() > 0, certain, 1.0)
+
+    def follow_unseen(self, power: torch.Tensor, num_unseen: int, rate: float) -> None:
+        """Let the certainty follow transitions that the network was not fitted to.
+
+        :param power: as in :class:`Denoised`.
+        :param num_unseen: how many transitions the running averages rest on.
+        """
+        self.unseen_power.lerp_(power.mean(0), rate)
+        self.unseen_square.lerp_(power.square().mean(0), rate)
+        self.num_unseen.fill_(num_unseen)
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -157,15 +191,14 @@ class Denoiser(nn.Module):
             + score.square() / fisher + fisher.log()
         loss = 0.5 * (loss_given + loss_null) + LIKELIHOOD_WEIGHT * likelihood.mean()
         with torch.no_grad():
+            # Not score^2: what an over-fitted score has besides predicts no residual.
+            power = score * residual / variance
             if self.training:
-                # The mean of score^2, by Tweedie's formula: but not of what an over-fitted score
-                # has besides, which predicts no residual.
-                power = score * residual / variance
                 self.power.lerp_(power.mean(0), self.moment_rate)
             calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
             return Denoised(
                 loss, action - residual, score, self._disturbance(score, fisher.sqrt()),
-                -sigma * null / variance, spread.log().mean(0).exp(),
+                -sigma * null / variance, spread.log().mean(0).exp(), power,
                 1 - loss_given / loss_null, calibration)
 
     def _disturbance(self, score, deviation):

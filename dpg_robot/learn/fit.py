@@ -99,9 +99,10 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
 
 def _kind(network, name, fit):
     """Return what tells apart the fits of a network that cannot be shared."""
-    if network == 'critic':
-        return 'of the executed action' if name == 'disturbance_critic' else \
-            'of the weighed action' if fit.weighs_action else ''
+    if network == 'critic' and name == 'disturbance_critic':
+        return 'of the executed action'
+    if network == 'critic' and fit.weighs_action:
+        return 'of the weighed action'
     return name if network == 'gradient' and not fit.on_disturbance else ''
 
 
@@ -136,12 +137,15 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
 
 def _take_moments(fit, data):
     """Take the denoiser's moments from transitions that it was not fitted to, and keep them."""
-    unseen = _unseen(data)
+    unseen, denoiser = _unseen(data), fit.denoiser
+    handle = denoiser.register_forward_hook(lambda module, args, denoised: module.follow_unseen(
+        denoised.power, len(unseen.reward), module.moment_rate))
     for draw in range(NUM_DRAWS):
-        fit.denoiser.moment_rate = 1 / (draw + 1)
+        denoiser.moment_rate = 1 / (draw + 1)
         with torch.no_grad():
             fit.train().losses(unseen, ('denoiser',))  # moments follow in training mode
-    fit.denoiser.moment_rate = 0.0
+    denoiser.moment_rate = 0.0
+    handle.remove()
 
 
 def _weigh(fit, data):

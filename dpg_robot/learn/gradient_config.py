@@ -34,8 +34,8 @@ class GradientConfig:
     :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
     :param weigh_action: let the networks of denoising and doubly_robust, told the ``state``, see
-        each element of the action by how much the outcome depends on it: better for a robot many
-        of whose actuators do nothing, worse for one that needs them all (docs/benchmarks.md).
+        each element of the action by how certain it is that the outcome depends on it at all: for
+        a robot many of whose actuators do nothing (docs/benchmarks.md).
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param num_gradients: members of the amortised gradient's ensemble.
     """

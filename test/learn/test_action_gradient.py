@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.action_gradient import UNSEEN_MEMORY
+from dpg_robot.learn.denoiser import DOUBT
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
 from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch
@@ -40,6 +42,15 @@ def asked_for(gradient):
     """Make the corrections something else than zero."""
     gradient.scale.fill_(1.0)
     torch.nn.init.normal_(gradient.gradient.weights[-1])
+
+
+def make_certain(denoiser, *certainties):
+    """Make it so certain that the outcome depends on each element of the action."""
+    doubt = (1 - torch.tensor(certainties)) / DOUBT ** 2  # squared standard errors of a mean of 1
+    for buffer, value in ((denoiser.unseen_power, 1.0), (denoiser.num_unseen, 10.0),
+                          (denoiser.unseen_square, 1 + 10 * doubt)):
+        buffer.copy_(torch.as_tensor(value))
+    torch.testing.assert_close(denoiser.certainty, torch.tensor(certainties))
 
 
 def share_out(gradient, *shares):
@@ -165,16 +176,19 @@ ON_CORRECTIONS = [('denoising', 'reward'), ('denoising', 'value'), ('discriminat
                   ('reinforce', 'state')]
 
 
+@pytest.mark.parametrize('weigh_action', [True, False])
 @pytest.mark.parametrize('estimator, outcome', ON_DISTURBANCE + ON_CORRECTIONS)
 def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is_one(
-        make_gradient, random_batch, estimator, outcome):
-    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0))
+        make_gradient, random_batch, estimator, outcome, weigh_action):
+    gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0),
+                             weigh_action=weigh_action)
     batch, at = random_batch(40, action_dim=2), []
     gradient.losses(batch)
     asked_for(gradient)
     gradient.eval()
     if gradient.denoiser is not None:
         gradient.denoiser.power[1] = 0.04
+        make_certain(gradient.denoiser, 1.0, 0.3)
     if estimator == 'doubly_robust':
         share_out(gradient, 0.4, 0.7)
     samples = spy(gradient)
@@ -182,6 +196,8 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     loss = gradient.losses(batch)[0]['gradient'].detach()
     sample, guess = samples[0], at[0].detach()
     if (estimator, outcome) in ON_DISTURBANCE:
+        if weigh_action and outcome == 'state':
+            guess = guess * torch.tensor([1.0, 0.3])
         errors = regression_error(guess * gradient.denoiser.sensitivity, sample).square()
     else:
         errors = (guess - gradient.estimator.correction(sample)).square().sum(-1)
@@ -191,14 +207,14 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
 @pytest.mark.parametrize('weigh_action', [True, False])
 @pytest.mark.parametrize('estimator, outcome', [*ON_DISTURBANCE, *ON_CORRECTIONS,
                                                 ('critic', 'state')])
-def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
+def test_networks_see_the_action_by_its_certainty_where_the_outcome_tells_all(
         make_gradient, random_batch, estimator, outcome, weigh_action):
     gradient = make_gradient(estimator, action_dim=2, outcome=outcome, achieved_goal=(1, 0),
                              weigh_action=weigh_action)
     batch, seen = random_batch(40, action_dim=2), []
     weight = torch.ones(2)
     if gradient.denoiser is not None:
-        gradient.denoiser.power[1] = 0.04
+        make_certain(gradient.denoiser, 1.0, 0.2)
     if weigh_action and (estimator, outcome) in ON_DISTURBANCE and outcome == 'state':
         weight = torch.tensor([1.0, 0.2])
     for network in (gradient.critic, gradient.gradient):
@@ -220,7 +236,7 @@ def test_networks_see_the_action_by_its_sensitivity_where_the_outcome_tells_all(
 def test_slope_of_the_critics_is_that_with_the_action_itself(
         make_gradient, random_batch, weigh_action):
     gradient = make_gradient('doubly_robust', action_dim=2, weigh_action=weigh_action)
-    gradient.denoiser.power[1] = 0.04
+    make_certain(gradient.denoiser, 1.0, 0.2)
     batch = random_batch(40, action_dim=2)
     obs, action = gradient.norm(batch.obs), batch.action.clone().requires_grad_()
     q = gradient._advantages(obs, action)
@@ -228,6 +244,26 @@ def test_slope_of_the_critics_is_that_with_the_action_itself(
     slope, values = gradient._critic_slope(obs, batch.action)
     torch.testing.assert_close(slope, expected)
     assert torch.equal(values, q) and expected[:, 1].abs().max() > 0
+
+
+@pytest.mark.parametrize('count', [3, 2 * UNSEEN_MEMORY])
+@pytest.mark.parametrize('weigh_action', [True, False])
+def test_certainty_follows_new_transitions_where_it_counts(
+        make_gradient, random_batch, weigh_action, count):
+    gradient = make_gradient('denoising', action_dim=2, weigh_action=weigh_action).eval()
+    batch, seen = random_batch(count, action_dim=2), []
+    gradient.denoiser.register_forward_hook(lambda module, args, got: seen.append(got.power))
+    gradient.observe(batch)
+    denoiser, rate = gradient.denoiser, min(count / UNSEEN_MEMORY, 1.0)
+    assert len(seen) == weigh_action and not denoiser.training
+    expected = torch.ones(2)
+    if weigh_action:
+        expected = (1 - rate) * expected + rate * seen[0].mean(0)
+        assert denoiser.num_unseen == max(count, UNSEEN_MEMORY)
+        torch.testing.assert_close(
+            denoiser.unseen_square, 1 - rate + rate * seen[0].square().mean(0))
+    torch.testing.assert_close(denoiser.unseen_power, expected)
+    assert torch.equal(denoiser.power, torch.ones(2))
 
 
 def constant_critics(gradient, *values):

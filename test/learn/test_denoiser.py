@@ -267,6 +267,26 @@ def test_sensitivity_is_the_size_of_the_score_beside_the_largest(linear_gaussian
     assert denoiser.sensitivity.tolist() == [1.0, 1.0]
 
 
+def test_what_may_do_nothing_is_told_from_what_does_something(linear_gaussian):
+    # 4,000 transitions tell 2 from nothing beyond doubt, and 0.02 hardly; each has an error of 1.
+    denoiser = Shaken(linear_gaussian(nu=0.3)).denoiser()
+    assert denoiser.certainty.tolist() == [1.0, 1.0]
+    denoiser.follow_unseen(torch.tensor([[3.0, 1.1], [1.0, -0.9]]), 4000, 1.0)
+    torch.testing.assert_close(denoiser.unseen_power, torch.tensor([2.0, 0.1]))
+    error2 = 1 / 4000
+    torch.testing.assert_close(denoiser.certainty, torch.tensor(
+        [1 - 9 * error2 / 4, 1 - 9 * error2 / 0.01]), rtol=1e-4, atol=1e-5)
+    denoiser.follow_unseen(torch.tensor([[3.0, 1.02], [1.0, -0.98]]), 4000, 1.0)
+    assert denoiser.certainty.tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
+    denoiser.follow_unseen(torch.tensor([[3.0, 0.5], [1.0, -1.5]]), 4000, 1.0)
+    assert denoiser.certainty.tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
+    denoiser.follow_unseen(torch.tensor([[1.02, 0.5], [-0.98, -1.5]]), 4000, 1.0)
+    assert denoiser.certainty.tolist() == [1.0, 1.0]  # as long as nothing is known
+    denoiser.follow_unseen(torch.tensor([[5.02, 4.5]]), 4000, 0.25)
+    torch.testing.assert_close(denoiser.unseen_power, torch.tensor([1.27, 0.75]))
+    assert 'unseen_power' in denoiser.state_dict()
+
+
 def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):
     shaken = Shaken(linear_gaussian(nu=0.3))
     denoiser = shaken.denoiser().train()

@@ -200,6 +200,9 @@ def test_moments_of_the_denoiser_are_averages_over_the_same(very_quick, data, mo
         draws.append((after - (1 - rate) * before) / rate)
     torch.testing.assert_close(denoiser.power, torch.stack(draws).mean(0), rtol=1e-3, atol=1e-3)
     assert {rate for rate, *_ in seen[last:]} == {0.0}  # later fits leave them as they are
+    torch.testing.assert_close(denoiser.unseen_power, denoiser.power)
+    assert denoiser.num_unseen == held_out.sum()
+    assert denoiser.unseen_square.gt(denoiser.power.square()).all()
 
 
 def test_policy_and_value_stay_as_they_are(very_quick, data):
