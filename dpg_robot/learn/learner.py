@@ -115,7 +115,7 @@ class Learner(nn.Module):
                   {'params': [self.log_temperature], 'lr': config.policy_rate},
                   *self.action_gradient.parameter_groups()]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True,
-                                           capturable=device.type == 'cuda')
+                                           capturable=device.type != 'cpu')
         self.eval()
 
     @property

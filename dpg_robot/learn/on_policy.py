@@ -159,7 +159,7 @@ class OnPolicyLearner(nn.Module):
         self.optimizer = torch.optim.AdamW(
             [{'params': list(net.parameters()), 'lr': rate} for net, rate in groups if net]
             + [{'params': [self.log_temperature], 'lr': c.policy_rate}],
-            weight_decay=0.0, fused=True, capturable=device.type == 'cuda')
+            weight_decay=0.0, fused=True, capturable=device.type != 'cpu')
         self._fit, self._estimate, self._improve = (
             Captured(function, device, cuda_graphs) for function in (
                 self._fit_step, self._estimates, self._improve_step))

@@ -28,10 +28,10 @@ class BanditsOnDevice:
     single_action_space = SimpleNamespace(shape=(1,))
     achieved_goal = (1,)
 
-    def __init__(self, num_envs):
-        self.num_envs, self.device = num_envs, torch.device('cpu')
-        self.generator, self.states = torch.Generator(), torch.zeros(num_envs)
-        self.steps = torch.zeros(num_envs)
+    def __init__(self, num_envs, device='cpu'):
+        self.num_envs, self.device = num_envs, torch.device(device)
+        self.generator = torch.Generator()
+        self.states, self.steps = torch.zeros(2, num_envs, device=device)
         self.num_checks = 0
 
     def reset(self, seed):
@@ -40,11 +40,13 @@ class BanditsOnDevice:
         return self._draw(), {}
 
     def _draw(self):
-        self.states = 2 * torch.rand(self.num_envs, generator=self.generator) - 1
+        self.states = 2 * torch.rand(
+            self.num_envs, generator=self.generator, device=self.device) - 1
         return torch.stack([self.states, torch.zeros_like(self.states)], -1)
 
     def step(self, action):
-        outcome = action[:, 0] + NU * torch.randn(self.num_envs, generator=self.generator)
+        outcome = action[:, 0] + NU * torch.randn(
+            self.num_envs, generator=self.generator, device=self.device)
         miss = outcome - SLOPE * self.states
         final_obs = torch.stack([self.states, outcome], -1)
         self.steps += 1

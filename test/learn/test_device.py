@@ -17,6 +17,9 @@
 import itertools
 import json
 import math
+from pathlib import Path
+import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -89,6 +92,22 @@ def test_a_round_never_waits(tmp_path, algorithm, learner):
         with never_waiting():
             trainer.round()
     assert trainer.updates >= 2
+
+
+@pytest.fixture(scope='module')
+def without_values():
+    """Return what went wrong with each learner on a device that is not there."""
+    result = subprocess.run([sys.executable, Path(__file__).with_name('fake_device.py')],
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('number, algorithm, learner',
+                         [(i, *each) for i, each in enumerate(LEARNERS)])
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU shows it itself')
+def test_all_of_a_round_is_on_the_device(without_values, number, algorithm, learner):
+    assert without_values[number] is None
 
 
 @pytest.mark.parametrize('algorithm', ALGORITHMS)

@@ -14,6 +14,7 @@
 
 """Worlds on a device keep to their interface: episodes, seeds, states, errors, no waiting."""
 
+import dataclasses
 import sys
 from types import SimpleNamespace
 from unittest import mock
@@ -22,7 +23,8 @@ from device import make_worlds
 import numpy as np
 import pytest
 import torch
-from waiting import never_waiting
+from waiting import HostTensors, never_waiting
+import warp
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
@@ -154,6 +156,31 @@ def test_a_step_never_waits_for_the_device(name, noisy):
     worlds.step(action)  # kernels are compiled
     with never_waiting():
         worlds.step(action)
+
+
+@pytest.mark.parametrize('name', ON_DEVICE)
+def test_all_that_a_step_takes_is_on_the_device(name, monkeypatch):
+    """Shown without a GPU: nothing is made without being told where, and then taken in a step."""
+    own = warp.to_torch
+
+    def shared(array):  # on a GPU it is told by the array
+        with torch._C.DisableTorchFunction():
+            return own(array)
+    monkeypatch.setattr(warp, 'to_torch', shared)
+    noise = EVERYTHING if name == 'half_cheetah' else dataclasses.replace(
+        EVERYTHING, observation={}, observation_bias={}, observation_latency_s={},
+        observation_loss={}, pushes={}, randomize=RandomizeConfig())
+    with HostTensors() as host:
+        worlds = make_worlds(name, 2, noise=noise)
+        worlds.reset(seed=0)
+        action = torch.zeros(2, worlds.policy_spec.action_dim, device=worlds.device)
+        worlds.step(action)  # kernels are compiled
+        # Where the device tells of trouble, and never taken from there.
+        del host.found[worlds._told]
+        host.refused = True
+        worlds.steps.fill_(worlds._episode_steps - 1)
+        _, _, _, truncated, _ = worlds.step(action)  # episodes begin
+    assert truncated.all()
 
 
 def test_objects_never_begin_under_the_gripper():
