@@ -25,12 +25,16 @@ import torch
 
 from dpg_robot.bench.throughput import rate, warm_up
 
-# What the host waits in, and reads from the device; and what it launches.
+# What the host waits in, or may, as when memory is taken; what reads from the device; and what is
+# launched.
 WAITS = ('cudaStreamSynchronize', 'cudaDeviceSynchronize', 'cudaEventSynchronize', 'cudaMemcpy',
-         'cuStreamSynchronize', 'cuCtxSynchronize', 'cuEventSynchronize', 'aten::item',
-         'aten::_local_scalar_dense', 'aten::nonzero')
+         'cuStreamSynchronize', 'cuCtxSynchronize', 'cuEventSynchronize', 'cudaMalloc', 'cudaFree',
+         'cudaHostAlloc', 'aten::item', 'aten::_local_scalar_dense', 'aten::nonzero',
+         'aten::is_nonzero', 'aten::equal')
 LAUNCHES = ('cudaLaunchKernel', 'cudaLaunchKernelExC', 'cuLaunchKernel', 'cuLaunchKernelEx',
             'cudaGraphLaunch', 'cudaMemcpyAsync', 'cudaMemsetAsync')
+
+PACKAGE = 'dpg_robot/'
 
 
 def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str, Any]:
@@ -59,20 +63,22 @@ def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str
     figures['behind_the_host_s'] = time.monotonic() - returned
     figures['rounds_per_second'] = rate(trainer.round, 0.5, trainer.worlds.wait)
     write(figures)
-    figures |= counted(trainer.round, rounds, on_gpu)
+    figures |= counted(trainer.round, rounds, on_gpu, lines=on_gpu)
     write(figures)
     return figures
 
 
-def counted(function: Callable[[], Any], times: int, on_gpu: bool = False) -> dict[str, Any]:
+def counted(function: Callable[[], Any], times: int, on_gpu: bool = False,
+            lines: bool = False) -> dict[str, Any]:
     """Return what a profiler saw of the host while a function was called so often.
 
-    :return: waits and launches by their names, and the number of torch's operations, which is 0
-        only if the profiler itself failed.
+    :param lines: whether to tell lines of this package; slow where physics is not a graph.
+    :return: waits and launches by their names, ``where`` the host waited, and the number of
+        torch's operations, which is 0 only if the profiler itself failed.
     """
     activities = [torch.profiler.ProfilerActivity.CPU] + (
         [torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, with_stack=lines) as profile:
         with torch.profiler.record_function('counted'):
             for _ in range(times):
                 function()
@@ -80,8 +86,25 @@ def counted(function: Callable[[], Any], times: int, on_gpu: bool = False) -> di
               if event.device_type == torch.autograd.DeviceType.CPU]
     # Its own end waits as well, and is not meant.
     inside = next(event.time_range for event in events if event.name == 'counted')
-    names = Counter(event.name for event in events
-                    if inside.start <= event.time_range.start <= inside.end)
+    events = [event for event in events
+              if inside.start <= event.time_range.start <= inside.end]
+    names = Counter(event.name for event in events)
+    where = Counter(place for event in events if event.name in WAITS
+                    if (place := _place(event)) is not None)
     return {'waits': {name: names[name] for name in WAITS if names[name]},
+            'where': dict(where),
             'launches': {name: names[name] for name in LAUNCHES if names[name]},
             'operations': sum(names[name] for name in names if name.startswith('aten::'))}
+
+
+def _place(event):
+    """Return what a wait is a part of, with the line if it is known; None in another wait."""
+    callers, caller = [], event.cpu_parent
+    while caller is not None:
+        callers.append(caller.name)
+        caller = caller.cpu_parent
+    operations = [name for name in callers if name.startswith('aten::')]
+    if operations and operations[0] in WAITS:
+        return None
+    lines = [name[name.rindex(PACKAGE):] for name in callers if PACKAGE in name]
+    return ' in '.join([event.name, *operations[:1], *lines[:1]])

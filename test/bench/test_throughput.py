@@ -31,6 +31,7 @@ from dpg_robot.bench.waits import counted
 from dpg_robot.bench.warp_loop import own_loop, trim_graph_memory
 from dpg_robot.cli import main
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.learn.linear import solve_right
 from dpg_robot.sim.world import make_device_vector, WorldConfig
 
 TINY = ('learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient_hidden=[16]',
@@ -150,7 +151,12 @@ def test_waits_are_counted_where_they_were_asked_for():
     x = torch.ones(3)
     found = counted(lambda: (x + x).sum().item(), 4)
     assert found['waits'] == {'aten::item': 4, 'aten::_local_scalar_dense': 4}
+    assert found['where'] == {'aten::item': 4}
     assert found['operations'] >= 16 and found['launches'] == {}
+    found = counted(lambda: solve_right(torch.eye(3), x[None]), 2, lines=True)
+    (place, times), = found['where'].items()
+    assert place.startswith('aten::item in aten::linalg_lu_solve in dpg_robot/learn/linear.py(')
+    assert place.endswith('): solve_right') and times == found['waits']['aten::item']
     assert counted(lambda: x + x, 2)['waits'] == {}
 
 
@@ -167,6 +173,9 @@ def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):
     for algorithm in ('off_policy', 'on_policy'):
         figures = result['waiting'][algorithm]
         assert figures['error'] is None and figures['operations'] > 0
+        # On a CPU some operations read values themselves: these, and no others.
+        assert {place.partition(' in ')[2] for place in figures['where']} <= {
+            'aten::_fused_adamw_', 'aten::linalg_lu_solve', 'aten::std', 'aten::var'}
         assert figures['rounds_per_second'] > 0 and figures['behind_the_host_s'] >= 0
     row, = result['throughput']['rows']
     assert row['training_costs'] == pytest.approx(
