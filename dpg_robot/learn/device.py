@@ -16,7 +16,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
+import gc
 from typing import Any
 
 import torch
@@ -97,7 +99,8 @@ class Captured:
             if self._calls[key] <= NUM_WARM_UP:
                 return self._aside(tensors)
             try:
-                self._graphs[key] = self._record(tensors)
+                with _uncollected():
+                    self._graphs[key] = self._record(tensors)
             except RuntimeError as error:
                 # No going on without: torch leaves stream and generator as they are in recording.
                 reason = str(error).partition('\n')[0]
@@ -125,3 +128,15 @@ class Captured:
         with torch.cuda.graph(graph, stream=self._stream):
             result = self.function(*inputs)
         return graph, inputs, result
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage: that of older worlds and graphs gives back what no recording may."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -14,6 +14,7 @@
 
 """Training on a device: nothing waits, nothing is lost, and mistakes are named."""
 
+import gc
 import itertools
 import json
 import math
@@ -333,6 +334,14 @@ def test_recorded_updates_are_the_updates(tmp_path, monkeypatch, algorithm, lear
     graphs = [captured for captured in made if captured.replays]
     is_classical = learner.get('estimator') == 'reinforce'
     assert len(graphs) == (1 if algorithm == 'off_policy' else 2 if is_classical else 3)
+
+
+def test_no_garbage_is_collected_while_an_update_is_recorded():
+    seen = []
+    captured = Recorded(lambda x: seen.append(gc.isenabled()) or x + 1, torch.device('cpu'))
+    for _ in range(module.NUM_WARM_UP + 1):
+        captured(torch.tensor(1.0))
+    assert seen == [True] * module.NUM_WARM_UP + [False] and gc.isenabled()
 
 
 def test_a_graph_that_cannot_be_recorded_ends_the_training():

@@ -14,7 +14,9 @@
 
 """Worlds on a device keep to their interface: episodes, seeds, states, errors, no waiting."""
 
+import contextlib
 import dataclasses
+import gc
 import sys
 from types import SimpleNamespace
 from unittest import mock
@@ -255,6 +257,24 @@ def test_too_little_memory_is_told(monkeypatch, error, kind, message):
     monkeypatch.setattr(module.mujoco_warp, 'make_data', mock.Mock(side_effect=error))
     with pytest.raises(kind, match=message):
         make_worlds('half_cheetah', 2)
+
+
+def test_a_recording_leaves_the_state_and_collects_no_garbage(monkeypatch):
+    worlds, seen = make_worlds('half_cheetah', 2), []
+    worlds.reset(seed=0)
+    before = {name: tensor.clone() for name, tensor in worlds.physics.data.items()}
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
+    monkeypatch.setattr(module.warp, 'synchronize_device', lambda device: None)
+    monkeypatch.setattr(module.warp, 'ScopedCapture', lambda device: contextlib.nullcontext(
+        SimpleNamespace(graph='graph')))
+
+    def step():
+        seen.append(gc.isenabled())
+        worlds.physics._steps()
+        assert not torch.equal(worlds.physics.data['qpos'], before['qpos'])
+    assert worlds.physics._capture(step) == 'graph'
+    assert seen == [True, False] and gc.isenabled()
+    assert all(torch.equal(before[name], worlds.physics.data[name]) for name in before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='this machine has a GPU')
