@@ -16,14 +16,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-import contextlib
-import gc
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.garbage import uncollected
 
 # On cpu the worlds are those of C MuJoCo; warp_cpu has those of a GPU, and nothing waits there
 # either, so that tests need no GPU.
@@ -99,7 +98,7 @@ class Captured:
             if self._calls[key] <= NUM_WARM_UP:
                 return self._aside(tensors)
             try:
-                with _uncollected():
+                with uncollected():
                     self._graphs[key] = self._record(tensors)
             except RuntimeError as error:
                 # No going on without: torch leaves stream and generator as they are in recording.
@@ -128,15 +127,3 @@ class Captured:
         with torch.cuda.graph(graph, stream=self._stream):
             result = self.function(*inputs)
         return graph, inputs, result
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Collect no garbage: that of older worlds and graphs gives back what no recording may."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
@@ -144,22 +143,6 @@ def flush(publishers: Sequence) -> None:
     """Wait for a moment until the last messages have arrived; shutting down could lose them."""
     for publisher in publishers:
         publisher.wait_for_all_acked(Duration(seconds=0.3))
-
-
-def quiet_garbage_collector() -> None:
-    """Take the collector out of the control loop; :func:`collect_garbage` is its replacement.
-
-    A full collection takes tens of milliseconds with all libraries loaded, at a time of its own
-    choosing. What is alive now stays alive, so it is set aside for good.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-
-
-def collect_garbage() -> None:
-    """Collect what messages and services left behind; for the slack between two ticks."""
-    gc.collect()
 
 
 def _catch_signals():

@@ -34,13 +34,9 @@ from std_msgs.msg import String
 
 from dpg_robot.contract.observation import Fault
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.garbage import collect_garbage, quiet_garbage_collector
 from dpg_robot.nodes.clock import SimulatedClock
-from dpg_robot.nodes.common import (
-    collect_garbage,
-    declare_parameters,
-    quiet_garbage_collector,
-    run,
-)
+from dpg_robot.nodes.common import declare_parameters, run
 from dpg_robot.nodes.estop import EmergencyStop
 from dpg_robot.nodes.managed import ManagedNode
 from dpg_robot.nodes.policy_parameters import PARAMETERS

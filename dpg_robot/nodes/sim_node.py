@@ -35,15 +35,14 @@ import yaml
 from dpg_robot.contract.fields import check_fields, FieldFault, FieldReader
 from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
 from dpg_robot.contract.strict import dump, load, SpecError
+from dpg_robot.garbage import collect_garbage, quiet_garbage_collector
 from dpg_robot.nodes.common import (
-    collect_garbage,
     declare_parameters,
     Diagnostics,
     flatten,
     flush,
     NEWEST_RELIABLE,
     Parameter,
-    quiet_garbage_collector,
     run,
 )
 from dpg_robot.resources import task_file

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import contextlib
 import copy
-import gc
 import warnings
 
 import mujoco
@@ -29,6 +28,7 @@ import torch
 import warp
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.garbage import uncollected
 
 # What MuJoCo's state is made of, and what a world that begins anew loses.
 STATE = ('qpos', 'qvel', 'act', 'qacc_warmstart', 'ctrl', 'xfrc_applied', 'mocap_pos',
@@ -167,7 +167,7 @@ class Physics:
         torch.cuda.synchronize(self.device)
         function()  # once as it is, which compiles and loads all kernels
         warp.synchronize_device(self._warp_device)
-        with _uncollected(), warp.ScopedCapture(self._warp_device) as capture:
+        with uncollected(), warp.ScopedCapture(self._warp_device) as capture:
             function()
         for name, tensor in kept.items():
             self.data[name].copy_(tensor)
@@ -190,18 +190,6 @@ def put(tensor: torch.Tensor, where: torch.Tensor, value: torch.Tensor) -> None:
     """
     rows = where.reshape(-1, *[1] * (tensor.ndim - 1))
     tensor.copy_(torch.where(rows, value, tensor))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Collect no garbage: memory given back within a solver's loop breaks a recording."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
