@@ -45,8 +45,8 @@ NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
 MOMENT_RATE = 0.01
 SCALE_RATE = 0.001
 NUM_DISTURBANCES = 8
-# New transitions that the certainty of each action element rests on.
-UNSEEN_MEMORY = 2000
+# The certainty of each action element rests on so many new transitions, and rounds of all worlds.
+UNSEEN_MEMORY, UNSEEN_ROUNDS = 2000, 20
 
 
 class ActionGradient(nn.Module):
@@ -139,15 +139,11 @@ class ActionGradient(nn.Module):
 
     def observe(self, batch: Batch) -> None:
         """Let what only new transitions can tell follow them, each seen once."""
-        changes = change_and_reward(batch)
-        self.outcome_norm.update(changes)
+        self.outcome_norm.update(change_and_reward(batch))
         if self.weighs_action:
             with torch.no_grad():
-                denoised = self.denoiser(
-                    batch.action, self.norm(batch.obs), self.outcome_norm(changes))
-            count = len(batch.reward)
-            self.denoiser.follow_unseen(denoised.power, max(count, UNSEEN_MEMORY),
-                                        min(1.0, count / UNSEEN_MEMORY))
+                power = self._denoise(batch, self.norm(batch.obs)).power
+            self.denoiser.follow_unseen(power, max(UNSEEN_MEMORY, UNSEEN_ROUNDS * len(power)))
 
     def target(self, batch: Batch) -> torch.Tensor:
         """Return y = r + gamma (1 - terminated) V(s'), rewards scaled, shape (B,)."""
@@ -179,7 +175,7 @@ class ActionGradient(nn.Module):
             losses['model'] = self.model.loss(obs, batch.action, outcome)
         if self.denoiser is not None and (
                 self.config.estimator == 'disturbance_critic' or wanted != ('critic',)):
-            denoised = self.denoiser(batch.action, obs, self._outcome(batch, target))
+            denoised = self._denoise(batch, obs, target)
             losses['denoiser'], action = denoised.loss, denoised.action
             metrics |= self._describe(denoised)
         if 'critic' in wanted:
@@ -189,18 +185,17 @@ class ActionGradient(nn.Module):
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics
 
+    @torch.no_grad()
     def per_sample(self, batch: Batch) -> tuple[Sample, torch.Tensor]:
         """Return what the estimators use of each transition, and the amortised gradient there."""
-        with torch.no_grad():
-            obs = self.norm(batch.obs)
-            target = self._in_units(self.target(batch) - self._value(obs))
-            denoised, action = None, batch.action
-            if self.denoiser is not None:
-                denoised = self.denoiser(action, obs, self._outcome(batch, target))
-                action = denoised.action
+        obs = self.norm(batch.obs)
+        target = self._in_units(self.target(batch) - self._value(obs))
+        denoised, action = None, batch.action
+        if self.denoiser is not None:
+            denoised = self._denoise(batch, obs, target)
+            action = denoised.action
         sample = self._sample(batch, obs, action, target, denoised)
-        with torch.no_grad():
-            own = self._amortised(obs, action).mean(0)
+        own = self._amortised(obs, action).mean(0)
         return sample._replace(lean=self.lean), own
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -267,10 +262,11 @@ class ActionGradient(nn.Module):
     def _in_units(self, difference):
         return difference / self.scale.clamp(min=1e-6)
 
-    def _outcome(self, batch, target):
-        """Return what the denoiser is told, normalised, shape (B, outcome_dim)."""
+    def _denoise(self, batch, obs, target=None):
+        """Denoise the actions; the target matters only where it is the outcome."""
         changes = self.outcome_norm(change_and_reward(batch))
-        return choose_outcome(self.config.outcome, changes, target, self.places)
+        outcome = choose_outcome(self.config.outcome, changes, target, self.places)
+        return self.denoiser(batch.action, obs, outcome)
 
     def _describe(self, denoised):
         return {'score/norm': denoised.score.norm(dim=-1).mean(),

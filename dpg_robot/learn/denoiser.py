@@ -32,8 +32,9 @@ CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
 # No element of the action is ever lost from sight.
 LEAST_SENSITIVITY = 0.03
-# An effect within so many standard errors of none may be none.
+# An effect within so many standard errors of none may be none; fewer transitions tell nothing.
 DOUBT = 3.0
+LEAST_UNSEEN = 200
 
 
 class Denoised(NamedTuple):
@@ -48,8 +49,8 @@ class Denoised(NamedTuple):
     :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
     :param spread: geometric mean width of the exploration given s, shape (action_dim,).
     :param power: an estimate of the score's squares from each sample, shape (B, action_dim),
-        detached; by Tweedie's formula, and on transitions that the network was not fitted to
-        without its errors.
+        detached; by Tweedie's formula, and without the score's own errors on transitions that the
+        network was not fitted to, as far as a_hat is right for these.
     :param explained: share of the posterior variance of a, given a~ and s, that the outcome
         explains; scalar. On held-out transitions it says how good the score is.
     :param calibration: slope of a - a_hat on the shift that the outcome caused, scalar; 1 if the
@@ -104,9 +105,9 @@ class Denoiser(nn.Module):
         self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
         self.register_buffer('power', torch.ones(action_dim))
-        self.register_buffer('unseen_power', torch.ones(action_dim))
-        self.register_buffer('unseen_square', torch.ones(action_dim))
-        self.register_buffer('num_unseen', torch.tensor(1.0))
+        self.register_buffer('unseen_power', torch.zeros(action_dim))
+        self.register_buffer('unseen_square', torch.zeros(action_dim))
+        self.register_buffer('num_unseen', torch.tensor(0.0))
         self.moment_rate = MOMENT_RATE
 
     @property
@@ -123,26 +124,31 @@ class Denoiser(nn.Module):
     def certainty(self) -> torch.Tensor:
         """Return how certain it is that the outcome depends on each element of the action at all.
 
-        The mean of ``power`` on unseen transitions, shrunk by its standard error like a mean by
-        James and Stein, as a part of what it was.
+        How much of the mean of ``power`` on unseen transitions its standard error leaves, by the
+        non-negative garrote (Breiman 1995).
 
-        :return: from 0 where there may be no effect to 1 beyond doubt, shape
-            (action_dim,); 1 for all as long as no element is certain.
+        :return: from 0, where there may be no effect, to 1 for the most certain element, shape
+            (action_dim,); 1 for all as long as none is certain.
         """
-        power = self.unseen_power.clamp(min=1e-12)
-        error2 = (self.unseen_square - self.unseen_power.square()) / self.num_unseen
-        certain = (1 - DOUBT ** 2 * error2 / power.square()).clamp(min=0.0)
-        return torch.where(certain.max() > 0, certain, 1.0)
+        power2 = self.unseen_power.clamp(min=1e-12).square()  # less than nothing is nothing
+        error2 = (self.unseen_square - self.unseen_power.square()).clamp(min=0.0) \
+            / self.num_unseen.clamp(min=1.0)
+        certain = (1 - DOUBT ** 2 * error2 / power2).clamp(min=0.0)
+        most = certain.max()
+        known = (self.num_unseen >= LEAST_UNSEEN) & (most > 0)
+        return torch.where(known, certain / most, 1.0)
 
-    def follow_unseen(self, power: torch.Tensor, num_unseen: int, rate: float) -> None:
+    def follow_unseen(self, power: torch.Tensor, memory: int) -> None:
         """Let the certainty follow transitions that the network was not fitted to.
 
         :param power: as in :class:`Denoised`.
-        :param num_unseen: how many transitions the running averages rest on.
+        :param memory: the averages are of all transitions so far, and of about so many of the
+            newest once there are as many.
         """
-        self.unseen_power.lerp_(power.mean(0), rate)
-        self.unseen_square.lerp_(power.square().mean(0), rate)
-        self.num_unseen.fill_(num_unseen)
+        count = len(power)
+        self.num_unseen.add_(count).clamp_(max=max(memory, count))
+        self.unseen_power.lerp_(power.mean(0), count / self.num_unseen)
+        self.unseen_square.lerp_(power.square().mean(0), count / self.num_unseen)
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -138,14 +138,17 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
 def _take_moments(fit, data):
     """Take the denoiser's moments from transitions that it was not fitted to, and keep them."""
     unseen, denoiser = _unseen(data), fit.denoiser
-    handle = denoiser.register_forward_hook(lambda module, args, denoised: module.follow_unseen(
-        denoised.power, len(unseen.reward), module.moment_rate))
+    powers = []
+    handle = denoiser.register_forward_hook(
+        lambda module, args, denoised: powers.append(denoised.power))
     for draw in range(NUM_DRAWS):
         denoiser.moment_rate = 1 / (draw + 1)
         with torch.no_grad():
             fit.train().losses(unseen, ('denoiser',))  # moments follow in training mode
     denoiser.moment_rate = 0.0
     handle.remove()
+    # What a transition tells is its mean over the draws.
+    denoiser.follow_unseen(torch.stack(powers).mean(0), len(unseen.reward))
 
 
 def _weigh(fit, data):

@@ -33,8 +33,9 @@ class GradientConfig:
         from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
     :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
-    :param weigh_action: let the networks of denoising and doubly_robust, told the ``state``, see
-        each element of the action by how certain it is that the outcome depends on it at all: for
+    :param weigh_action: let critic and amortised gradient of denoising and doubly_robust, told
+        the ``state``, see each element of the action by how certain it is that the outcome
+        depends on it at all: for
         a robot many of whose actuators do nothing (docs/benchmarks.md).
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param num_gradients: members of the amortised gradient's ensemble.

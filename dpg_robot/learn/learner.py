@@ -52,7 +52,7 @@ class LearnerConfig(GradientConfig):
     :param value_weight_decay: keeps V smooth; roughness would pass from state to state, since V
         bootstraps from itself, and drown in y what the action does.
     :param precision: what hidden layers are multiplied in while training: ``bfloat16`` is faster
-        where the processor has it, and ``auto`` takes it there.
+        on some processors, and ``auto`` takes it there.
     """
 
     batch_size: int = bounded(256, minimum=2)
@@ -124,7 +124,7 @@ class Learner(nn.Module):
         return self.log_temperature.detach().exp()
 
     def observe(self, batch: Batch) -> None:
-        """Let the normalisers follow new transitions, each seen once."""
+        """Let what only new transitions can tell follow them, each seen once."""
         self.policy.norm.update(batch.obs)
         self.action_gradient.observe(batch)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.learn.action_gradient import UNSEEN_MEMORY
+from dpg_robot.learn.action_gradient import UNSEEN_MEMORY, UNSEEN_ROUNDS
 from dpg_robot.learn.denoiser import DOUBT
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
 from dpg_robot.learn.outcome import change_and_reward
@@ -47,8 +47,8 @@ def asked_for(gradient):
 def make_certain(denoiser, *certainties):
     """Make it so certain that the outcome depends on each element of the action."""
     doubt = (1 - torch.tensor(certainties)) / DOUBT ** 2  # squared standard errors of a mean of 1
-    for buffer, value in ((denoiser.unseen_power, 1.0), (denoiser.num_unseen, 10.0),
-                          (denoiser.unseen_square, 1 + 10 * doubt)):
+    for buffer, value in ((denoiser.unseen_power, 1.0), (denoiser.num_unseen, 500.0),
+                          (denoiser.unseen_square, 1 + 500 * doubt)):
         buffer.copy_(torch.as_tensor(value))
     torch.testing.assert_close(denoiser.certainty, torch.tensor(certainties))
 
@@ -246,23 +246,27 @@ def test_slope_of_the_critics_is_that_with_the_action_itself(
     assert torch.equal(values, q) and expected[:, 1].abs().max() > 0
 
 
-@pytest.mark.parametrize('count', [3, 2 * UNSEEN_MEMORY])
+@pytest.mark.parametrize('count, memory', [
+    (3, UNSEEN_MEMORY), (UNSEEN_MEMORY, UNSEEN_ROUNDS * UNSEEN_MEMORY)])
 @pytest.mark.parametrize('weigh_action', [True, False])
 def test_certainty_follows_new_transitions_where_it_counts(
-        make_gradient, random_batch, weigh_action, count):
+        make_gradient, random_batch, weigh_action, count, memory):
     gradient = make_gradient('denoising', action_dim=2, weigh_action=weigh_action).eval()
-    batch, seen = random_batch(count, action_dim=2), []
-    gradient.denoiser.register_forward_hook(lambda module, args, got: seen.append(got.power))
+    denoiser, batch, seen = gradient.denoiser, random_batch(count, action_dim=2), []
+    denoiser.register_forward_hook(lambda module, args, got: seen.append(got.power))
     gradient.observe(batch)
-    denoiser, rate = gradient.denoiser, min(count / UNSEEN_MEMORY, 1.0)
-    assert len(seen) == weigh_action and not denoiser.training
-    expected = torch.ones(2)
+    gradient.observe(batch)
+    assert len(seen) == 2 * weigh_action and not denoiser.training
     if weigh_action:
-        expected = (1 - rate) * expected + rate * seen[0].mean(0)
-        assert denoiser.num_unseen == max(count, UNSEEN_MEMORY)
+        both = torch.cat(seen)
+        torch.testing.assert_close(denoiser.unseen_power, both.mean(0))
+        torch.testing.assert_close(denoiser.unseen_square, both.square().mean(0))
+        denoiser.num_unseen.fill_(memory)
+        gradient.observe(batch)
         torch.testing.assert_close(
-            denoiser.unseen_square, 1 - rate + rate * seen[0].square().mean(0))
-    torch.testing.assert_close(denoiser.unseen_power, expected)
+            denoiser.unseen_power,
+            both.mean(0) + (seen[2].mean(0) - both.mean(0)) * count / memory)
+    assert denoiser.num_unseen == (memory if weigh_action else 0)
     assert torch.equal(denoiser.power, torch.ones(2))
 
 

@@ -24,6 +24,7 @@ from dpg_robot.learn.denoiser import (
     Denoiser,
     FIRST_SPREAD,
     LEAST_SENSITIVITY,
+    LEAST_UNSEEN,
 )
 
 SIGMAS = (0.1, 0.2, 0.5)
@@ -268,23 +269,39 @@ def test_sensitivity_is_the_size_of_the_score_beside_the_largest(linear_gaussian
 
 
 def test_what_may_do_nothing_is_told_from_what_does_something(linear_gaussian):
-    # 4,000 transitions tell 2 from nothing beyond doubt, and 0.02 hardly; each has an error of 1.
     denoiser = Shaken(linear_gaussian(nu=0.3)).denoiser()
     assert denoiser.certainty.tolist() == [1.0, 1.0]
-    denoiser.follow_unseen(torch.tensor([[3.0, 1.1], [1.0, -0.9]]), 4000, 1.0)
-    torch.testing.assert_close(denoiser.unseen_power, torch.tensor([2.0, 0.1]))
-    error2 = 1 / 4000
-    torch.testing.assert_close(denoiser.certainty, torch.tensor(
-        [1 - 9 * error2 / 4, 1 - 9 * error2 / 0.01]), rtol=1e-4, atol=1e-5)
-    denoiser.follow_unseen(torch.tensor([[3.0, 1.02], [1.0, -0.98]]), 4000, 1.0)
-    assert denoiser.certainty.tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
-    denoiser.follow_unseen(torch.tensor([[3.0, 0.5], [1.0, -1.5]]), 4000, 1.0)
-    assert denoiser.certainty.tolist() == pytest.approx([1.0, 0.0], abs=1e-3)
-    denoiser.follow_unseen(torch.tensor([[1.02, 0.5], [-0.98, -1.5]]), 4000, 1.0)
-    assert denoiser.certainty.tolist() == [1.0, 1.0]  # as long as nothing is known
-    denoiser.follow_unseen(torch.tensor([[5.02, 4.5]]), 4000, 0.25)
-    torch.testing.assert_close(denoiser.unseen_power, torch.tensor([1.27, 0.75]))
-    assert 'unseen_power' in denoiser.state_dict()
+
+    def tell(first, second, num=4000):
+        """Let so many transitions tell these means, each with a deviation of 1."""
+        denoiser.num_unseen.zero_()
+        both = torch.tensor([[first + 1, second + 1], [first - 1, second - 1]])
+        denoiser.follow_unseen(both.repeat(num // 2, 1), num)
+        torch.testing.assert_close(denoiser.unseen_power, torch.tensor([first, second]))
+        return denoiser.certainty.tolist()
+    sure, unsure = 1 - 9 / 4000 / 2.0 ** 2, 1 - 9 / 4000 / 0.1 ** 2
+    assert tell(2.0, 0.1) == pytest.approx([1.0, unsure / sure], rel=1e-3)
+    assert tell(2.0, 0.04) == tell(2.0, -0.1) == tell(2.0, -2.0) == [1.0, 0.0]
+    assert tell(0.04, 0.1) == pytest.approx([0.0, 1.0])
+    assert tell(0.04, -2.0) == [1.0, 1.0]  # as long as nothing is certain
+    assert tell(2.0, 0.0, LEAST_UNSEEN - 2) == [1.0, 1.0]  # or too little is known
+    assert tell(2.0, 0.0, LEAST_UNSEEN) == [1.0, 0.0]
+    assert {'unseen_power', 'unseen_square', 'num_unseen'} <= set(denoiser.state_dict())
+
+
+def test_certainty_forgets_what_is_long_ago(linear_gaussian):
+    denoiser = Shaken(linear_gaussian(nu=0.3)).denoiser()
+    told = torch.randn(50, 10, 2)
+    for number, power in enumerate(told):
+        denoiser.follow_unseen(power, 100)
+        if number < 10:
+            torch.testing.assert_close(
+                denoiser.unseen_power, told[:number + 1].flatten(0, 1).mean(0))
+    assert denoiser.num_unseen == 100
+    expected = told[:10].flatten(0, 1).mean(0)
+    for power in told[10:]:
+        expected = expected + 0.1 * (power.mean(0) - expected)
+    torch.testing.assert_close(denoiser.unseen_power, expected)
 
 
 def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):

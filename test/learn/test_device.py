@@ -80,6 +80,7 @@ LEARNERS = [
     ('off_policy', {'estimator': 'doubly_robust', 'lean_on': 'both', 'sigma_ratio': 2.0,
                     'drift': 0.1, 'outcome': 'achieved_goal'}),
     ('off_policy', {'route': 'inverted'}),
+    ('off_policy', {'weigh_action': True}),
     ('off_policy', {'soft_value': True, 'value_samples': 2}),
     *(('on_policy', {'estimator': name}) for name in (
         'denoising', 'doubly_robust', 'critic', 'reinforce')),
@@ -99,7 +100,7 @@ def test_a_round_never_waits(tmp_path, algorithm, learner):
 def without_values():
     """Return what went wrong with each learner on a device that is not there."""
     result = subprocess.run([sys.executable, Path(__file__).with_name('fake_device.py')],
-                            capture_output=True, text=True)
+                            capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
