@@ -16,7 +16,7 @@
 
 An operation on tensors of two devices fails here as it does on a GPU, and so does what asks for a
 value. As a program, since torch knows one such device and keeps it: prints what went wrong with
-each learner, None if nothing did.
+each learner, None if nothing did, and then with each of ``FAULTS``, which must not pass.
 """
 
 import contextlib
@@ -33,6 +33,9 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+# What a network would do to its input.
+FAULTS = (lambda x: x + torch.ones(1), lambda x: x if x.sum() > 0 else -x,
+          lambda x: x * torch.tensor(2.0), lambda x: x.cpu().to(x.device))
 NETS = {'hidden': (8,), 'denoiser_hidden': (8,)}
 
 
@@ -97,19 +100,26 @@ def rounds(algorithm, learner, device, folder):
                if torch.is_tensor(x))
 
 
+def _outcome(algorithm, learner):
+    """Return what went wrong."""
+    with tempfile.TemporaryDirectory() as folder, without_values():
+        try:
+            rounds(algorithm, learner, torch.device('absent:0'), Path(folder))
+        except Exception as error:
+            return f'{type(error).__name__}: {error}'.partition('\n')[0]
+
+
 def main():
-    """Go through all learners."""
+    """Go through all learners, and through all faults."""
     from test_device import LEARNERS
+
+    from dpg_robot.learn.networks import EnsembleMLP
     backend_registration._setup_privateuseone_for_python_backend(
         'absent', backend_module=_Absent())
-    found = []
-    for algorithm, learner in LEARNERS:
-        with tempfile.TemporaryDirectory() as folder, without_values():
-            try:
-                rounds(algorithm, learner, torch.device('absent:0'), Path(folder))
-                found.append(None)
-            except Exception as error:
-                found.append(f'{type(error).__name__}: {error}'.partition('\n')[0])
+    found, forward = [_outcome(*each) for each in LEARNERS], EnsembleMLP.forward
+    for fault in FAULTS:
+        with mock.patch.object(EnsembleMLP, 'forward', lambda net, x: forward(net, fault(x))):
+            found.append(_outcome('off_policy', {'estimator': 'denoising'}))
     print(json.dumps(found))
 
 

@@ -112,6 +112,14 @@ def test_all_of_a_round_is_on_the_device(without_values, number, algorithm, lear
     assert without_values[number] is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU shows it itself')
+def test_what_is_not_on_the_device_would_be_found(without_values):
+    of_the_host, looks, number, copied = without_values[len(LEARNERS):]
+    assert 'a tensor of the host' in of_the_host and 'a tensor of the host' in number
+    assert looks.startswith('DataDependentOutputException')
+    assert 'a tensor of the host' in copied
+
+
 @pytest.mark.parametrize('algorithm', ALGORITHMS)
 def test_a_round_in_worlds_of_a_device_never_waits(tmp_path, algorithm):
     trainer = open_trainer(reacher(algorithm, 'trainer.warmup_steps=4'), tmp_path, resume=False)
