@@ -32,8 +32,9 @@ CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
 # No element of the action is ever lost from sight.
 LEAST_SENSITIVITY = 0.03
-# An effect within so many standard errors of none may be none; fewer transitions tell nothing.
-DOUBT = 3.0
+# An effect may be none within so many standard errors, or so small a part of the largest: what a
+# replay of many policies lets it seem. Fewer transitions tell nothing.
+DOUBT, NEGLIGIBLE = 3.0, 0.05
 LEAST_UNSEEN = 200
 
 
@@ -124,16 +125,17 @@ class Denoiser(nn.Module):
     def certainty(self) -> torch.Tensor:
         """Return how certain it is that the outcome depends on each element of the action at all.
 
-        How much of the mean of ``power`` on unseen transitions its standard error leaves, by the
-        non-negative garrote (Breiman 1995).
+        How much of the mean of ``power`` on unseen transitions its standard error and what is
+        negligible beside the largest leave, by the non-negative garrote (Breiman 1995).
 
         :return: from 0, where there may be no effect, to 1 for the most certain element, shape
             (action_dim,); 1 for all as long as none is certain.
         """
-        power2 = self.unseen_power.clamp(min=1e-12).square()  # less than nothing is nothing
+        power = self.unseen_power.clamp(min=1e-12)  # less than nothing is nothing
         error2 = (self.unseen_square - self.unseen_power.square()).clamp(min=0.0) \
             / self.num_unseen.clamp(min=1.0)
-        certain = (1 - DOUBT ** 2 * error2 / power2).clamp(min=0.0)
+        none2 = DOUBT ** 2 * error2 + (NEGLIGIBLE * power.max()).square()
+        certain = (1 - none2 / power.square()).clamp(min=0.0)
         most = certain.max()
         known = (self.num_unseen >= LEAST_UNSEEN) & (most > 0)
         return torch.where(known, certain / most, 1.0)

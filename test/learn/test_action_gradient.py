@@ -19,7 +19,7 @@ import torch
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.action_gradient import UNSEEN_MEMORY, UNSEEN_ROUNDS
-from dpg_robot.learn.denoiser import DOUBT
+from dpg_robot.learn.denoiser import DOUBT, NEGLIGIBLE
 from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
 from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch
@@ -45,8 +45,11 @@ def asked_for(gradient):
 
 
 def make_certain(denoiser, *certainties):
-    """Make it so certain that the outcome depends on each element of the action."""
-    doubt = (1 - torch.tensor(certainties)) / DOUBT ** 2  # squared standard errors of a mean of 1
+    """Make it so certain that the outcome depends on each element of the action, one beyond doubt.
+
+    The mean of each is 1; what differs is the square of its standard error.
+    """
+    doubt = (1 - torch.tensor(certainties)) * (1 - NEGLIGIBLE ** 2) / DOUBT ** 2
     for buffer, value in ((denoiser.unseen_power, 1.0), (denoiser.num_unseen, 500.0),
                           (denoiser.unseen_square, 1 + 500 * doubt)):
         buffer.copy_(torch.as_tensor(value))
