@@ -35,8 +35,8 @@ class GradientConfig:
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
     :param weigh_action: let critic and amortised gradient of denoising and doubly_robust, told
         the ``state``, see each element of the action by how certain it is that the outcome
-        depends on it at all: for
-        a robot many of whose actuators do nothing (docs/benchmarks.md).
+        depends on it at all: for a robot many of whose actuators do nothing, and for no other
+        (docs/benchmarks.md).
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param num_gradients: members of the amortised gradient's ensemble.
     """
