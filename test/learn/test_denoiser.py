@@ -279,8 +279,8 @@ def test_what_may_do_nothing_is_told_from_what_does_something(linear_gaussian):
         denoiser.follow_unseen(both.repeat(num // 2, 1), num)
         torch.testing.assert_close(denoiser.unseen_power, torch.tensor([first, second]))
         return denoiser.certainty.tolist()
-    for second, of_error in ((0.12, 9 / 4000), (0.4, 9 / 4000)):
-        sure, unsure = (1 - (of_error + 0.1 ** 2) / power ** 2 for power in (2.0, second))
+    for second in (0.12, 0.4):
+        sure, unsure = (1 - (9 / 4000 + 0.1 ** 2) / power ** 2 for power in (2.0, second))
         assert tell(2.0, second) == pytest.approx([1.0, unsure / sure], rel=1e-3)
     assert tell(2.0, 0.09, 400_000) == [1.0, 0.0]  # negligible, for sure
     assert tell(2.0, 0.04) == tell(2.0, -0.1) == tell(2.0, -2.0) == [1.0, 0.0]
