@@ -157,19 +157,22 @@ class ActionGradient(nn.Module):
             self.scale.copy_(difference.square().mean().sqrt())
             self.scale_rate = 0.0
 
-    def losses(self, batch: Batch, wanted: tuple[str, ...] = NETWORKS
+    def losses(self, batch: Batch, wanted: tuple[str, ...] = NETWORKS,
+               value: torch.Tensor | None = None, report: bool = True
                ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return the loss of every network, by name, and scalars to log.
+        """Return the loss of every network, by name, and scalars to log, if ``report``.
 
         The losses touch disjoint parameters: what one takes from another is detached. In training
         mode the running moments follow.
 
         :param wanted: the networks whose losses are asked for.
+        :param value: slow V(s), shape (B,), where it is known already.
         """
         obs = self.norm(batch.obs)
         with torch.no_grad():
-            target = self._follow_scale(self.target(batch) - self._value(obs))
-        losses, metrics, denoised, action = {}, {}, None, batch.action
+            value = self._value(obs) if value is None else value
+            target = self._follow_scale(self.target(batch) - value)
+        losses, metrics, denoised, action = {}, {} if report else None, None, batch.action
         if self.model is not None and 'model' in wanted:
             outcome = self.outcome_norm(change_and_reward(batch))
             losses['model'] = self.model.loss(obs, batch.action, outcome)
@@ -177,13 +180,14 @@ class ActionGradient(nn.Module):
                 self.config.estimator == 'disturbance_critic' or wanted != ('critic',)):
             denoised = self._denoise(batch, obs, target)
             losses['denoiser'], action = denoised.loss, denoised.action
-            metrics |= self._describe(denoised)
+            if report:
+                metrics |= self._describe(denoised)
         if 'critic' in wanted:
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
             sample = self._sample(batch, obs, action, target, denoised)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
-        return {name: loss for name, loss in losses.items() if name in wanted}, metrics
+        return {name: loss for name, loss in losses.items() if name in wanted}, metrics or {}
 
     @torch.no_grad()
     def per_sample(self, batch: Batch) -> tuple[Sample, torch.Tensor]:
@@ -316,28 +320,36 @@ class ActionGradient(nn.Module):
             action = denoised.action.detach() + denoised.disturbance
             self._follow_disturbance(denoised.disturbance)
         q = self._advantages(obs, action)
-        metrics['critic/residual'] = (target - q.detach().mean(0)).square().mean().sqrt()
+        if metrics is not None:
+            metrics['critic/residual'] = (target - q.detach().mean(0)).square().mean().sqrt()
         return (q - target).square().mean(1).sum()
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action)
-        with torch.no_grad():
-            own, shares = guess.mean(0), self.shares
-            if self.training and self.on_disturbance:
-                self.follow(sample, own)
-            total = shares[-1] * own
-            if self.estimator.leans:
-                total = total + torch.tensordot(shares[:-1], sample.guides, 1)
-            signal = (total * sample.disturbance).sum(-1)
-            metrics['gradient/signal'] = signal.square().mean().sqrt()
-            # 1 if the estimate is of the right size, less where it is over-fitted.
-            metrics['gradient/calibration'] = (signal * sample.advantage).sum() \
-                / signal.square().sum().clamp(min=1e-12)
+        own = guess.detach().mean(0)
+        if metrics is not None:
+            metrics |= self._describe_gradient(own, sample)
+        if not self.on_disturbance:
+            return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
+        if self.training:
+            self.follow(sample, own)
+        return regression_error(guess, sample).square().mean(1).sum()
+
+    @torch.no_grad()
+    def _describe_gradient(self, own, sample):
+        shares = self.shares
+        total = shares[-1] * own
+        if self.estimator.leans:
+            total = total + torch.tensordot(shares[:-1], sample.guides, 1)
+        signal = (total * sample.disturbance).sum(-1)
+        metrics = {'gradient/signal': signal.square().mean().sqrt(),
+                   # 1 if the estimate is of the right size, less where it is over-fitted.
+                   'gradient/calibration': (signal * sample.advantage).sum()
+                   / signal.square().sum().clamp(min=1e-12)}
         if self.on_disturbance:
-            for guide, share in zip((*self.guides, 'own'), shares):
-                metrics[f'gradient/share_{guide}'] = share
-            return regression_error(guess, sample).square().mean(1).sum()
-        return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
+            metrics |= {f'gradient/share_{guide}': share
+                        for guide, share in zip((*self.guides, 'own'), shares)}
+        return metrics
 
     def _amortised(self, obs, action):
         if self.config.estimator == 'reinforce':  # a function of s only: an average over actions

@@ -48,14 +48,12 @@ class Denoised(NamedTuple):
     :param disturbance: xi = F^-1 score, shape (B, action_dim), detached: what the world added to
         the action, read from the outcome. F = E[score score^T | s, a_hat] is learned.
     :param surprise: estimated -grad_a_hat log p(a_hat | s), shape (B, action_dim), detached.
-    :param spread: geometric mean width of the exploration given s, shape (action_dim,).
     :param power: an estimate of the score's squares from each sample, shape (B, action_dim),
         detached; by Tweedie's formula, and without the score's own errors on transitions that the
         network was not fitted to, as far as a_hat is right for these.
-    :param explained: share of the posterior variance of a, given a~ and s, that the outcome
-        explains; scalar. On held-out transitions it says how good the score is.
-    :param calibration: slope of a - a_hat on the shift that the outcome caused, scalar; 1 if the
-        score has the right size, less where it is over-fitted.
+    :param shift: what the outcome changes, a_hat_o - a_hat, and ``residual``, a - a_hat, both
+        (B, action_dim) and detached.
+    :param width: that of the exploration given s and a~, shape (B, action_dim), detached.
     """
 
     loss: torch.Tensor
@@ -63,10 +61,32 @@ class Denoised(NamedTuple):
     score: torch.Tensor
     disturbance: torch.Tensor
     surprise: torch.Tensor
-    spread: torch.Tensor
     power: torch.Tensor
-    explained: torch.Tensor
-    calibration: torch.Tensor
+    shift: torch.Tensor
+    residual: torch.Tensor
+    width: torch.Tensor
+
+    @property
+    def explained(self) -> torch.Tensor:
+        """Share of the posterior variance of a, given a~ and s, that the outcome explains.
+
+        Scalar; on held-out transitions it says how good the score is.
+        """
+        given, null = (self.residual - self.shift).square().mean(), self.residual.square().mean()
+        return 1 - given / null
+
+    @property
+    def calibration(self) -> torch.Tensor:
+        """Slope of a - a_hat on the shift, scalar; 1 for a score of the right size.
+
+        It is less where the score is over-fitted.
+        """
+        return (self.shift * self.residual).sum() / self.shift.square().sum().clamp(min=1e-12)
+
+    @property
+    def spread(self) -> torch.Tensor:
+        """Geometric mean width of the exploration, shape (action_dim,)."""
+        return self.width.log().mean(0).exp()
 
 
 class Denoiser(nn.Module):
@@ -190,24 +210,22 @@ class Denoiser(nn.Module):
         level = 2 * torch.rand_like(action[:, :1]) - 1 if self.log_ratio else 0.0
         sigma = self.sigma * torch.exp(self.log_ratio * level * torch.ones_like(action[:, :1]))
         given, null, spread, fisher = self.answers(action + sigma * eta, sigma, obs, outcome)
-        loss_given, loss_null = (given + eta).square().mean(), (null + eta).square().mean()
         residual = -sigma * (null + eta).detach()  # a - a_hat
         variance = 1 / (sigma ** -2 + spread ** -2)
         shift = sigma * (given - null).detach()
         score = shift / variance.detach()
         likelihood = residual.square() / variance + variance.log() \
             + score.square() / fisher + fisher.log()
-        loss = 0.5 * (loss_given + loss_null) + LIKELIHOOD_WEIGHT * likelihood.mean()
+        errors = (given + eta).square().mean() + (null + eta).square().mean()
+        loss = 0.5 * errors + LIKELIHOOD_WEIGHT * likelihood.mean()
         with torch.no_grad():
             # Not score^2: what an over-fitted score has besides predicts no residual.
             power = score * residual / variance
             if self.training:
                 self.power.lerp_(power.mean(0), self.moment_rate)
-            calibration = (shift * residual).sum() / shift.square().sum().clamp(min=1e-12)
             return Denoised(
                 loss, action - residual, score, self._disturbance(score, fisher.sqrt()),
-                -sigma * null / variance, spread.log().mean(0).exp(), power,
-                1 - loss_given / loss_null, calibration)
+                -sigma * null / variance, power, shift, residual, spread.detach())
 
     def _disturbance(self, score, deviation):
         """Return F^-1 score with F = diag(deviation) correlation diag(deviation)."""

@@ -27,7 +27,7 @@ from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import ActionGradient, NETWORKS
 from dpg_robot.learn.estimators import check_outcome
 from dpg_robot.learn.gradient_config import GradientConfig
-from dpg_robot.learn.networks import EnsembleMLP, polyak_update, set_products
+from dpg_robot.learn.networks import EnsembleMLP, narrow_products, polyak_update, set_products
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.routes import inverted_ascent
@@ -51,8 +51,8 @@ class LearnerConfig(GradientConfig):
     :param drift_rate: how fast that copy follows, per update; ``target_rate`` the same for V.
     :param value_weight_decay: keeps V smooth; roughness would pass from state to state, since V
         bootstraps from itself, and drown in y what the action does.
-    :param precision: what hidden layers are multiplied in while training: ``bfloat16`` is faster
-        on some processors, and ``auto`` takes it there.
+    :param precision: what the factors of matrix products are rounded to while training on a CPU:
+        ``bfloat16`` is faster on some processors, and ``auto`` takes it there.
     """
 
     batch_size: int = bounded(256, minimum=2)
@@ -105,17 +105,18 @@ class Learner(nn.Module):
         self.action_gradient = ActionGradient(config, obs_dim, action_dim, self.policy.norm,
                                               self.value_target, achieved_goal, waits)
         device = torch.device(device)
-        set_products(self, config.precision, device.type)
+        self.narrow = set_products(self, config.precision, device.type)
         first = math.log(config.temperature) if config.temperature > 0 else -math.inf
         self.log_temperature = nn.Parameter(torch.tensor(first))
         self.to(device)  # drawn on the host: the same on every device
-        groups = [{'params': list(self.policy.parameters()), 'lr': config.policy_rate},
+        groups = [{'params': [*self.policy.parameters(), self.log_temperature],
+                   'lr': config.policy_rate, 'weight_decay': 0.0},
                   {'params': list(self.value.parameters()), 'lr': config.critic_rate,
                    'weight_decay': config.value_weight_decay},
-                  {'params': [self.log_temperature], 'lr': config.policy_rate},
                   *self.action_gradient.parameter_groups()]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True,
+        self.optimizer = torch.optim.AdamW(_merged(groups), fused=True,
                                            capturable=device.type != 'cpu')
+        self._learned = [p for group in groups for p in group['params']]
         self.eval()
 
     @property
@@ -128,14 +129,19 @@ class Learner(nn.Module):
         self.policy.norm.update(batch.obs)
         self.action_gradient.observe(batch)
 
-    def update(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def update(self, batch: Batch, report: bool = True) -> dict[str, torch.Tensor]:
         """Take one optimiser step on a batch; only here are the networks in training mode.
 
-        :return: scalars to log.
+        :param report: whether there are to be scalars to log, which take their time.
+        :return: these, or nothing.
         """
         self.train()
         amortised = self.config.route == 'amortised'
-        losses, metrics = self.action_gradient.losses(batch, self._networks)
+        with torch.no_grad():
+            normal = self.policy.norm(batch.obs)
+            slow_value = self.value_target(normal)[0, :, 0]
+        losses, metrics = self.action_gradient.losses(
+            batch, self._networks, slow_value, report)
         action, log_prob = self.policy.sample(batch.obs)
         # Ascend g . alpha(s, eps; theta) + temperature * entropy.
         if amortised:
@@ -144,18 +150,20 @@ class Learner(nn.Module):
         else:
             ascent, gradient = inverted_ascent(
                 self.policy, self.action_gradient, batch, self.config.max_weight, metrics)
-            advantages = self.action_gradient.advantages(
-                self.policy.norm(batch.obs), action).detach()
+            advantages = self.action_gradient.advantages(normal, action).detach()
         losses['policy'] = (self.temperature * log_prob - ascent).mean()
         if self.config.drift:
             losses['drift'] = self.config.drift * self.policy.divergence(
                 batch.obs, self.slow_policy)
-        losses['value'] = self._value_loss(batch.obs, advantages, log_prob.detach())
+        losses['value'] = self._value_loss(
+            batch.obs, normal, slow_value, advantages, log_prob.detach())
         if self.config.target_entropy is not None and self.config.temperature > 0:
             excess = -log_prob.detach() - self.config.target_entropy * self.action_dim
             losses['temperature'] = (self.log_temperature.exp() * excess).mean()
         self._step(losses)
         self.eval()
+        if not report:
+            return {}
         metrics |= {f'loss/{name}': loss.detach() for name, loss in losses.items()}
         return metrics | {'critic/scale': self.action_gradient.scale.clone(),
                           'policy/entropy': -log_prob.detach().mean(),
@@ -173,29 +181,40 @@ class Learner(nn.Module):
         """Return the networks that learn; without amortisation there is no gradient to fit."""
         return NETWORKS if self.config.route == 'amortised' else NETWORKS[:-1]
 
-    def _value_loss(self, obs, advantages, log_prob):
+    def _value_loss(self, obs, normal, slow_value, advantages, log_prob):
         # V averages over the policy's own sampling, so it carries less noise than Q(s', a').
-        normal = self.policy.norm(obs)
         with torch.no_grad():
-            soft = [advantages.min(0).values - self.temperature * log_prob]
+            temperature = self.temperature
+            soft = [advantages.min(0).values - temperature * log_prob]
             for _ in range(self.config.value_samples - 1):
                 action, log_prob = self.policy.sample(obs)
                 advantages = self.action_gradient.advantages(normal, action)
-                soft.append(advantages.min(0).values - self.temperature * log_prob)
-            soft, temperature = torch.stack(soft), self.temperature
+                soft.append(advantages.min(0).values - temperature * log_prob)
+            soft = torch.stack(soft)
             if self.config.soft_value and self.config.temperature > 0:
                 # int exp(Q / T) da = E_pi[exp(Q / T - log pi)]
                 mean = temperature * (torch.logsumexp(soft / temperature, 0)
                                       - math.log(len(soft)))
             else:
                 mean = soft.mean(0)
-            goal = self.value_target(normal)[0, :, 0] + mean
+            goal = slow_value + mean
         return (self.value(normal)[0, :, 0] - goal).square().mean()
 
     def _step(self, losses):
-        self.optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
+        for parameter in self._learned:  # the optimiser's own way takes longer
+            parameter.grad = None
+        with narrow_products(self.narrow):
+            sum(losses.values()).backward()
         self.optimizer.step()
         polyak_update(self.value_target, self.value, self.config.target_rate)
         if self.slow_policy is not None:
             polyak_update(self.slow_policy, self.policy.net, self.config.drift_rate)
+
+
+def _merged(groups):
+    """Return the optimiser's groups, those of the same settings as one: each costs a call."""
+    merged = {}
+    for group in groups:
+        settings = group['lr'], group['weight_decay']
+        merged.setdefault(settings, {**group, 'params': []})['params'].extend(group['params'])
+    return list(merged.values())

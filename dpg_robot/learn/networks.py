@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import math
 
 import torch
@@ -25,12 +27,11 @@ from torch import nn
 class EnsembleMLP(nn.Module):
     """``num_members`` independent multilayer perceptrons of one shape, evaluated together.
 
-    ``products`` is the type that hidden layers are multiplied in while training, None for that of
-    the parameters; inputs, outputs and all of an evaluation have the parameters' own. See
-    :func:`set_products`.
+    With ``narrow``, the products between hidden layers are narrow while training; see
+    :func:`narrow_products`. Inputs, outputs and all of an evaluation are never.
     """
 
-    products: torch.dtype | None = None
+    narrow = False
 
     def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int, num_members: int = 1):
         """Create the members, each with torch.nn.Linear's initial distribution."""
@@ -70,31 +71,53 @@ class EnsembleMLP(nn.Module):
             layers.append(self._layer(i, layers[-1]))
         gradient = self.weights[-1].transpose(1, 2) / len(self.weights[0])
         for i in reversed(range(len(self.weights) - 1)):
-            gradient = gradient.to(layers[i + 1].dtype) * layers[i + 1].sign()  # of the relu
+            h = layers[i + 1]
+            gradient = torch.ops.aten.threshold_backward(gradient.expand_as(h), h, 0)  # of relu
             weight = self.weights[i] if i else self.weights[i][:, -count:]
-            gradient = torch.bmm(gradient, weight.to(gradient.dtype).transpose(1, 2))
+            with narrow_products(self._is_narrow(i)):
+                gradient = torch.bmm(gradient, weight.transpose(1, 2))
         return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(len(x), count)
 
     def _layer(self, i, h):
-        last = len(self.weights) - 1
-        narrow = self.products and self.training and 0 < i < last
-        kind = self.products if narrow else self.weights[i].dtype
-        h = torch.baddbmm(self.biases[i].to(kind), h.to(kind), self.weights[i].to(kind))
-        return torch.relu(h) if i < last else h
+        with narrow_products(self._is_narrow(i)):
+            h = torch.baddbmm(self.biases[i], h, self.weights[i])
+        return torch.relu(h) if i < len(self.weights) - 1 else h
+
+    def _is_narrow(self, i):
+        return self.narrow and self.training and 0 < i < len(self.weights) - 1
 
 
-def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> None:
-    """Choose what the hidden layers of all networks inside are multiplied in while training.
+@contextmanager
+def narrow_products(wanted: bool = True) -> Iterator[None]:
+    """Let the processor round the factors of matrix products, not the sums, to bfloat16.
 
-    :param precision: ``float32``; ``bfloat16``, whose numbers have eight significant bits; or
-        ``auto``: bfloat16 on a processor that multiplies its matrices faster, but not on a GPU.
-    :param device: ``cpu`` or ``cuda``.
+    Its numbers have eight significant bits. One without instructions for them may round nothing.
     """
-    narrow = precision == 'bfloat16' or \
-        precision == 'auto' and device == 'cpu' and _has_bfloat16()
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    if wanted:
+        products.fp32_precision = 'bf16'
+    try:
+        yield
+    finally:
+        if wanted:
+            products.fp32_precision = before
+
+
+def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> bool:
+    """Choose whether all networks inside have narrow products while training.
+
+    :param precision: ``float32``, ``bfloat16`` for narrow ones, or ``auto`` for these on a
+        processor that is faster with them.
+    :param device: ``cpu``; elsewhere none are narrow.
+    :return: whether they are, so that the step backward, too, is to have them.
+    """
+    narrow = device == 'cpu' and (
+        precision == 'bfloat16' or precision == 'auto' and _has_bfloat16())
     for network in module.modules():
         if isinstance(network, EnsembleMLP):
-            network.products = torch.bfloat16 if narrow else None
+            network.narrow = narrow
+    return narrow
 
 
 def _has_bfloat16():

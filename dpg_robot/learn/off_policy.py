@@ -54,8 +54,8 @@ class OffPolicy:
         self.rng = np.random.default_rng(config.seed)
         self.learner = Learner(learner_config, obs_dim, action_dim, achieved_goal, self.device,
                                waits=config.device == 'cpu')
-        self._update = Captured(lambda *batch: self.learner.update(Batch(*batch)), self.device,
-                                config.cuda_graphs)
+        self._update = Captured(self._learn, self.device, config.cuda_graphs)
+        self._report = True
         self.replay = self._make_replay(obs_dim, action_dim, goals)
         self.updates, self.updates_due = 0, 0.0
         self._world_numbers = torch.arange(config.num_worlds, device=self.device)
@@ -73,13 +73,15 @@ class OffPolicy:
                             f'got {config.hindsight}')
         return HindsightReplay(*sizes, config.num_worlds, goals, config.hindsight)
 
-    def round(self, env_steps: int) -> dict[str, torch.Tensor]:
+    def round(self, env_steps: int, report: bool = True) -> dict[str, torch.Tensor]:
         """Take one step in every world and remember it, then update as often as is due.
 
         :param env_steps: taken before.
+        :param report: whether the scalars will be logged.
         :return: scalars to log, of the last update; none without an update.
         """
         self._collect(env_steps)
+        self._report = report or self.device.type != 'cpu'  # a recorded update is always the same
         metrics = {}
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
@@ -88,6 +90,9 @@ class OffPolicy:
                 self.updates_due -= 1
                 self.updates += 1
         return metrics
+
+    def _learn(self, *batch):
+        return self.learner.update(Batch(*batch), self._report)
 
     def _collect(self, env_steps):
         obs = self.worlds.obs

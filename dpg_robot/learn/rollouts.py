@@ -56,10 +56,11 @@ class OnPolicy:
             waits=config.device == 'cpu', cuda_graphs=config.cuda_graphs)
         self._recorded = torch.zeros(0, obs_dim)
 
-    def round(self, env_steps: int) -> dict[str, torch.Tensor]:
+    def round(self, env_steps: int, report: bool = True) -> dict[str, torch.Tensor]:
         """Act for a rollout and learn from it.
 
         :param env_steps: taken before.
+        :param report: whether the scalars will be logged; here they cost next to nothing.
         :return: scalars to log; none of the first rollout.
         """
         rollout = collect(self.learner.policy, self.worlds, self.learner.config.horizon)

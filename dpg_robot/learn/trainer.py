@@ -188,7 +188,7 @@ class Trainer:
             while not self.finished and not should_stop():
                 started = time.monotonic()
                 metrics = self.round()
-                evaluates, logs, saves = (self._crossed(steps) for steps in (
+                evaluates, logs, saves = (self._crosses(steps, self.env_steps) for steps in (
                     self.config.eval_every_steps, self.config.log_every_steps,
                     self.config.checkpoint_every_steps))
                 if evaluates or logs or saves or self.finished:
@@ -206,10 +206,12 @@ class Trainer:
     def round(self) -> dict[str, torch.Tensor]:
         """Act and learn once; on a device nothing waits for it.
 
-        :return: scalars to log, perhaps none.
+        :return: scalars to log, perhaps none; nobody asks for them in a round that is not logged.
         """
-        metrics = self.algorithm.round(self.env_steps)
-        self.env_steps += self.algorithm.steps_per_round
+        after = self.env_steps + self.algorithm.steps_per_round
+        logs = self._crosses(self.config.log_every_steps, after) or after >= self.config.env_steps
+        metrics = self.algorithm.round(self.env_steps, logs)
+        self.env_steps = after
         return metrics
 
     @contextlib.contextmanager
@@ -244,9 +246,9 @@ class Trainer:
         self.worlds.close()
         self.eval_envs.close()
 
-    def _crossed(self, interval):
-        """Return whether the newest steps passed a multiple of ``interval``."""
-        return interval > 0 and self.env_steps % interval < self.algorithm.steps_per_round
+    def _crosses(self, interval, env_steps):
+        """Return whether the round that ends with so many steps passes a multiple of a number."""
+        return interval > 0 and env_steps % interval < self.algorithm.steps_per_round
 
     def _log(self, metrics: dict, log: RunLog, on_progress) -> None:
         self.worlds.check()

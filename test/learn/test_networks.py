@@ -19,7 +19,13 @@ import pytest
 import torch
 from torch import nn
 
-from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm, set_products
+from dpg_robot.learn.networks import (
+    EnsembleMLP,
+    narrow_products,
+    polyak_update,
+    RunningNorm,
+    set_products,
+)
 
 
 def member_as_linears(ensemble, member):
@@ -83,41 +89,49 @@ def relative(got, expected):
 
 
 def in_both(ensemble, x):
-    """Return outputs and gradients, of the input first, in bfloat16's products and float32's."""
+    """Return outputs and gradients, of the input first, with narrow products and without."""
     for precision in ('bfloat16', 'float32'):
-        set_products(ensemble, precision)
+        narrow = set_products(ensemble, precision)
         at = x.clone().requires_grad_()
         out = ensemble(at)
-        yield out.detach(), torch.autograd.grad(
-            out.square().sum(), [at, *ensemble.parameters()])
+        with narrow_products(narrow):
+            yield out.detach(), torch.autograd.grad(
+                out.square().sum(), [at, *ensemble.parameters()])
 
 
 @pytest.mark.parametrize('hidden', [(64, 64), (64, 64, 64)])
-def test_narrow_products_of_hidden_layers_are_close_while_training(hidden):
+def test_narrow_products_of_hidden_layers_are_close_while_training(processor_rounds, hidden):
     (out, grads), (exact, exact_grads) = in_both(
         EnsembleMLP(10, hidden, 3, 2), torch.randn(50, 10))
     rounding = 2.0 ** -8
-    assert 0.05 * rounding < relative(out, exact) < 2 * rounding
+    least = 0.05 * rounding if processor_rounds else -1.0
+    assert least < relative(out, exact) < 2 * rounding
     for grad, exact_grad in zip(grads, exact_grads):
         assert grad.dtype == torch.float32
         # Of the activations near nought some few switch, which counts by its root.
-        assert 0 < relative(grad, exact_grad) < rounding ** 0.5
+        assert min(least, 0.0) <= relative(grad, exact_grad) < rounding ** 0.5
 
 
-def test_first_and_last_layer_have_the_parameters_own_products():
+def test_first_and_last_layer_have_no_narrow_products():
     # Inputs that bfloat16 cannot tell apart.
-    (out, grads), (exact, exact_grads) = in_both(
-        EnsembleMLP(3, (64,), 2), 1 + 1e-4 * torch.randn(20, 3))
+    (out, _), (exact, _) = in_both(EnsembleMLP(3, (64,), 2), 1 + 1e-4 * torch.randn(20, 3))
     assert len(out.unique()) > 20
-    for got, expected in zip((out, *grads), (exact, *exact_grads)):
-        assert torch.equal(got, expected)
+    assert torch.equal(out, exact)
 
 
-def test_an_evaluation_has_the_parameters_own_products():
-    (out, grads), (exact, exact_grads) = in_both(
-        EnsembleMLP(10, (64, 64), 3, 2).eval(), torch.randn(50, 10))
-    for got, expected in zip((out, *grads), (exact, *exact_grads)):
-        assert torch.equal(got, expected)
+def test_an_evaluation_has_no_narrow_products():
+    (out, _), (exact, _) = in_both(EnsembleMLP(10, (64, 64), 3, 2).eval(), torch.randn(50, 10))
+    assert torch.equal(out, exact)
+
+
+@pytest.mark.parametrize('wanted', [True, False])
+def test_narrow_products_end_with_their_block(wanted):
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    with pytest.raises(KeyError), narrow_products(wanted):
+        assert products.fp32_precision == ('bf16' if wanted else before)
+        raise KeyError
+    assert products.fp32_precision == before != 'bf16'
 
 
 @pytest.mark.parametrize('capabilities, narrow', [
@@ -130,11 +144,9 @@ def test_narrow_products_are_taken_where_the_processor_gains_by_them(
         monkeypatch.delattr(torch.cpu, 'get_capabilities', raising=False)
     else:
         monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities, raising=False)
-    ensemble, x = EnsembleMLP(10, (64, 64), 3), torch.randn(50, 10)
-    (wide, _), (exact, _) = in_both(ensemble, x)
-    set_products(nn.Sequential(ensemble), 'auto')
-    assert torch.equal(ensemble(x), wide if narrow else exact)
-    assert not torch.equal(wide, exact)
+    ensemble = EnsembleMLP(10, (64, 64), 3)
+    assert set_products(nn.Sequential(ensemble), 'auto') is ensemble.narrow is narrow
+    assert set_products(nn.Sequential(ensemble), 'bfloat16', 'cuda') is ensemble.narrow is False
 
 
 def awkward_data():

@@ -282,13 +282,27 @@ def test_held_out_transitions_are_measured_and_never_learned_from(tmp_path, monk
     learned, measured = [], []
     update, measure = trainer.learner.update, trainer.learner.measure
     monkeypatch.setattr(trainer.learner, 'update',
-                        lambda batch: (learned.append(batch), update(batch))[1])
+                        lambda batch, report: (learned.append(batch), update(batch, report))[1])
     monkeypatch.setattr(trainer.learner, 'measure',
                         lambda batch: (measured.append(batch), measure(batch))[1])
     trainer.run()
     assert learned and all((batch.held_out == 0).all() for batch in learned)
     assert measured and all((batch.held_out == 1).all() for batch in measured)
     assert all(len(batch.held_out) == 32 for batch in learned)
+
+
+def test_only_rounds_that_are_logged_are_asked_for_scalars(tmp_path, monkeypatch):
+    trainer, asked = open_trainer(tiny_config(), tmp_path, resume=False), {}
+    update = trainer.learner.update
+
+    def spied(batch, report):
+        asked.setdefault(trainer.env_steps + trainer.algorithm.steps_per_round, set()).add(report)
+        return update(batch, report)
+    monkeypatch.setattr(trainer.learner, 'update', spied)
+    trainer.run()
+    logged = {row['env_steps'] for row in rows_of(tmp_path) if 'loss/critic' in row}
+    assert len(logged) > 5
+    assert asked == {step: {step in logged} for step in asked}
 
 
 def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
