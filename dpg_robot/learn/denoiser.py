@@ -177,7 +177,9 @@ class Denoiser(nn.Module):
         """Return the residuals (a_hat - a~) / sigma with the outcome and without, spread, fisher.
 
         The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
-        order one at any sigma: no score has its error divided by a small sigma.
+        order one at any sigma: no score has its error divided by a small sigma. Told the outcome,
+        it predicts what that changes: the difference of two whole answers would have the errors
+        of both, which are larger than itself where the policy hardly explores.
 
         :param noised: noised actions a~, shape (B, action_dim).
         :param sigma: their noise levels, shape (B, 1).
@@ -194,7 +196,8 @@ class Denoiser(nn.Module):
         null, log_spread, log_fisher = null.chunk(3, -1)
         spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
         fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
-        return gain * given[:, :noised.shape[-1]], gain * null, spread, fisher
+        null, change = gain * null, gain * given[:, :noised.shape[-1]]
+        return null + change, null, spread, fisher
 
     def forward(self, action: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> Denoised:

@@ -104,8 +104,8 @@ class ExactNet(torch.nn.Module):
     """What a perfect denoiser's network would say; the last inputs are mask and noise level.
 
     ``world.tau`` and ``world.nu`` hold at any noise level; ``world.sigma`` is the level 0. The
-    observation begins with mu, the outcome with o. ``error`` is added to the answer that knows
-    the outcome.
+    observation begins with mu, the outcome with o. ``error`` is added to what the outcome
+    changes.
     """
 
     def __init__(self, world, action_dim, obs_dim, outcome_dim):
@@ -118,14 +118,14 @@ class ExactNet(torch.nn.Module):
         mu, outcome = mu[:, :noised.shape[1]], outcome[:, :noised.shape[1]]
         sigma = self.world.sigma * level.exp()
         world = self.world._replace(sigma=sigma)
-        denoised = torch.where(mask == 1, world.denoise_given(noised, mu, outcome),
-                               world.denoise(noised, mu))
-        answer = (denoised - noised) * (sigma ** 2 + self.world.sigma ** 2) ** 0.5 / sigma ** 2
-        answer = answer + self.error * mask
+        null = world.denoise(noised, mu)
+        gain = (sigma ** 2 + self.world.sigma ** 2) ** 0.5 / sigma ** 2
+        change = (world.denoise_given(noised, mu, outcome) - null) * gain + self.error
         spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
         fisher = torch.log(world.fisher * self.world.sigma ** 2).expand_as(noised)
         half = len(x) // 2
         self.seen, self.sigma = noised[:half], sigma[:half]
+        answer = torch.where(mask == 1, change, (null - noised) * gain)
         return torch.cat([answer, spread, fisher], -1)[None]
 
 

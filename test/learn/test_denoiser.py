@@ -93,6 +93,21 @@ def test_exact_answers_give_the_exact_score(linear_gaussian, exact_net, sigma, r
     assert got.calibration.item() == pytest.approx(1.0, abs=0.05)
 
 
+def test_the_answer_with_the_outcome_is_the_one_without_and_what_that_changes():
+    denoiser = Denoiser(2, 3, 4, (8,), 0.2)
+    noised, sigma, obs, outcome = (torch.randn(5, n) for n in (3, 1, 2, 4))
+    sigma = sigma.exp()
+    told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
+    others = denoiser.answers(noised, sigma, obs, -outcome)
+    assert torch.equal(null, others[1]) and not torch.equal(told, others[0])
+    denoiser.net.forward = lambda x: torch.cat([
+        torch.full((1, 5, 9), 0.5), torch.full((1, 5, 9), 0.7)], 1)
+    told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
+    gain = sigma / (sigma.square() + 0.2 ** 2).sqrt()
+    torch.testing.assert_close(null, 0.7 * gain.expand(5, 3))
+    torch.testing.assert_close(told, 1.2 * gain.expand(5, 3))
+
+
 @pytest.mark.parametrize('sigma', SIGMAS)
 def test_explained_share_of_the_posterior_variance(linear_gaussian, exact_net, sigma):
     world = linear_gaussian(sigma=sigma)
@@ -111,8 +126,8 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
     exact = denoiser.net.forward
 
     def doubled(x):
-        given, null = exact(x)[0].chunk(2)
-        return torch.cat([2 * given - null, null])[None]
+        change, null = exact(x)[0].chunk(2)
+        return torch.cat([2 * change, null])[None]
     denoiser.net.forward = doubled
     action, outcome = world.draw(100_000)
     calibration = denoiser(action, torch.zeros_like(action), outcome).calibration
@@ -121,8 +136,8 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
 
 def test_spread_is_the_geometric_mean_over_the_batch():
     denoiser, log_spread = Denoiser(1, 1, 1, (4,), 0.2), torch.tensor([[1.5], [-0.5]])
-    # The first output is the answer, the last log F; what is observed is the log of the spread.
-    denoiser.net.forward = lambda x: torch.stack([0 * x[:, 0], x[:, 1], 0 * x[:, 0]], -1)[None]
+    # What is observed is the log of the spread, the second output.
+    denoiser.net.forward = lambda x: x[:, 1:2] * torch.tensor([[0.0, 1.0, 0.0]])[None]
     zeros = torch.zeros(2, 1)
     got = denoiser(zeros, log_spread, zeros).spread
     torch.testing.assert_close(got, torch.tensor([FIRST_SPREAD * math.exp(0.5)]))
@@ -185,8 +200,8 @@ class Shaken:
     def net(self, x):
         noised, _, outcome, mask, _ = x.split((2, 1, 2, 1, 1), -1)
         denoised = self.world.denoise(noised, 0.0)
-        shift = mask * self.world.posterior_var * (outcome - denoised) @ self.fisher
-        answer = (denoised + shift - noised) * 2 ** 0.5 / self.world.sigma
+        shift = self.world.posterior_var * (outcome - denoised) @ self.fisher
+        answer = torch.where(mask == 1, shift, denoised - noised) * 2 ** 0.5 / self.world.sigma
         spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
         fisher = torch.log(self.fisher.diagonal() * self.fisher_errors * self.world.sigma ** 2)
         return torch.cat([answer, spread, fisher.expand_as(noised)], -1)[None]
@@ -312,11 +327,9 @@ def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):
     error = torch.tensor([0.0, 0.6])
 
     def erring(x):
-        # One error that both answers share, and one more of the answer with the outcome.
-        answer, rest = shaken.net(x)[0].tensor_split((2,), -1)
-        shared = torch.randn(len(answer) // 2, 2).repeat(2, 1)
-        own = torch.randn_like(answer) * (torch.arange(len(answer)) < len(answer) / 2)[:, None]
-        return torch.cat([answer + error * (shared + own), rest], -1)[None]
+        # One error of the answer without the outcome, and one of what the outcome changes.
+        answer, rest = shaken.net(x).tensor_split((2,), -1)
+        return torch.cat([answer + error * torch.randn_like(answer), rest], -1)
     denoiser.net.forward = erring
     denoiser.moment_rate = 1.0
     score = denoiser(*shaken.draw(400_000)).score
