@@ -60,8 +60,8 @@ def our_updates(config, spec):
     learner.observe(batch)
 
     def update(count):
-        for _ in range(count):
-            learner.update(replay.sample(config.batch_size))
+        for left in reversed(range(count)):  # SAC, too, logs once in so many
+            learner.update(replay.sample(config.batch_size), report=left == 0)
     return update
 
 
