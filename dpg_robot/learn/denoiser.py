@@ -123,7 +123,7 @@ class Denoiser(nn.Module):
             raise SpecError(f'denoiser sigma_ratio must be at least 1, got {sigma_ratio}')
         self.sigma, self.log_ratio = sigma, math.log(sigma_ratio)
         in_dim = action_dim + obs_dim + outcome_dim + 2
-        self.net = EnsembleMLP(in_dim, hidden, 3 * action_dim)
+        self.net = EnsembleMLP(in_dim, hidden, 4 * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
         self.register_buffer('power', torch.ones(action_dim))
         self.register_buffer('unseen_power', torch.zeros(action_dim))
@@ -177,9 +177,9 @@ class Denoiser(nn.Module):
         """Return the residuals (a_hat - a~) / sigma with the outcome and without, spread, fisher.
 
         The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
-        order one at any sigma: no score has its error divided by a small sigma. Told the outcome,
-        it predicts what that changes: the difference of two whole answers would have the errors
-        of both, which are larger than itself where the policy hardly explores.
+        order one at any sigma: no score has its error divided by a small sigma. What the outcome
+        changes in it is an output of its own: the difference of two whole answers would have the
+        errors of both, which are larger than itself where the policy hardly explores.
 
         :param noised: noised actions a~, shape (B, action_dim).
         :param sigma: their noise levels, shape (B, 1).
@@ -193,11 +193,12 @@ class Denoiser(nn.Module):
         both = self.net(torch.cat([with_outcome, without]))[0]
         gain = sigma / (sigma.square() + self.sigma ** 2) ** 0.5
         given, null = both.chunk(2)
-        null, log_spread, log_fisher = null.chunk(3, -1)
+        change = given.chunk(4, -1)[3]
+        null, log_spread, log_fisher, _ = null.chunk(4, -1)
         spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
         fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
-        null, change = gain * null, gain * given[:, :noised.shape[-1]]
-        return null + change, null, spread, fisher
+        null = gain * null
+        return null + gain * change, null, spread, fisher
 
     def forward(self, action: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> Denoised:

@@ -37,8 +37,6 @@ class GradientConfig:
         the ``state``, see each element of the action by how certain it is that the outcome
         depends on it at all: for a robot many of whose actuators do nothing, and for no other
         (docs/benchmarks.md).
-    :param denoiser_hidden: of two layers or more: from the same outputs the network is asked for
-        a_hat, and told the outcome for the change of it.
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param num_gradients: members of the amortised gradient's ensemble.
     """

@@ -61,7 +61,6 @@ class OnPolicyConfig:
     :param lam: lambda, the weight of later temporal differences.
     :param corrected: renormalise the weights where a rollout or a truncation cuts the sum off.
     :param baseline: b of the estimators with a denoiser: V(s) alone, or an action's advantage.
-    :param denoiser_hidden: of two layers or more: see ``GradientConfig``.
     :param num_epochs: passes over a rollout to fit denoiser, critic and value; ``policy_epochs``
         to improve the policy; ``minibatches`` each.
     :param temperature: weight of the entropy, against advantages in units of their deviation.

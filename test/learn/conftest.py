@@ -125,8 +125,10 @@ class ExactNet(torch.nn.Module):
         fisher = torch.log(world.fisher * self.world.sigma ** 2).expand_as(noised)
         half = len(x) // 2
         self.seen, self.sigma = noised[:half], sigma[:half]
-        answer = torch.where(mask == 1, change, (null - noised) * gain)
-        return torch.cat([answer, spread, fisher], -1)[None]
+        answer = torch.cat([(null - noised) * gain, spread, fisher, change], -1)
+        # Only the last output is for a question with the outcome, the others are for one without.
+        last = torch.arange(4).repeat_interleave(noised.shape[1]) == 3
+        return torch.where(last == mask.bool(), answer, torch.nan)[None]
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_the_answer_with_the_outcome_is_the_one_without_and_what_that_changes():
     others = denoiser.answers(noised, sigma, obs, -outcome)
     assert torch.equal(null, others[1]) and not torch.equal(told, others[0])
     denoiser.net.forward = lambda x: torch.cat([
-        torch.full((1, 5, 9), 0.5), torch.full((1, 5, 9), 0.7)], 1)
+        torch.full((1, 5, 12), 0.5), torch.full((1, 5, 12), 0.7)], 1)
     told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
     gain = sigma / (sigma.square() + 0.2 ** 2).sqrt()
     torch.testing.assert_close(null, 0.7 * gain.expand(5, 3))
@@ -126,8 +126,7 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
     exact = denoiser.net.forward
 
     def doubled(x):
-        change, null = exact(x)[0].chunk(2)
-        return torch.cat([2 * change, null])[None]
+        return exact(x) * torch.tensor([1.0, 1.0, 1.0, 2.0])
     denoiser.net.forward = doubled
     action, outcome = world.draw(100_000)
     calibration = denoiser(action, torch.zeros_like(action), outcome).calibration
@@ -137,7 +136,7 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
 def test_spread_is_the_geometric_mean_over_the_batch():
     denoiser, log_spread = Denoiser(1, 1, 1, (4,), 0.2), torch.tensor([[1.5], [-0.5]])
     # What is observed is the log of the spread, the second output.
-    denoiser.net.forward = lambda x: x[:, 1:2] * torch.tensor([[0.0, 1.0, 0.0]])[None]
+    denoiser.net.forward = lambda x: x[:, 1:2] * torch.tensor([[0.0, 1.0, 0.0, 0.0]])[None]
     zeros = torch.zeros(2, 1)
     got = denoiser(zeros, log_spread, zeros).spread
     torch.testing.assert_close(got, torch.tensor([FIRST_SPREAD * math.exp(0.5)]))
@@ -198,13 +197,13 @@ class Shaken:
         return action, torch.zeros(num, 1), action + self.world.nu * shake
 
     def net(self, x):
-        noised, _, outcome, mask, _ = x.split((2, 1, 2, 1, 1), -1)
+        noised, _, outcome, _, _ = x.split((2, 1, 2, 1, 1), -1)
         denoised = self.world.denoise(noised, 0.0)
         shift = self.world.posterior_var * (outcome - denoised) @ self.fisher
-        answer = torch.where(mask == 1, shift, denoised - noised) * 2 ** 0.5 / self.world.sigma
+        null, change = (x * 2 ** 0.5 / self.world.sigma for x in (denoised - noised, shift))
         spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
         fisher = torch.log(self.fisher.diagonal() * self.fisher_errors * self.world.sigma ** 2)
-        return torch.cat([answer, spread, fisher.expand_as(noised)], -1)[None]
+        return torch.cat([null, spread, fisher.expand_as(noised), change], -1)[None]
 
     def denoiser(self):
         denoiser = Denoiser(1, 2, 2, (4,), self.world.sigma)
@@ -328,8 +327,9 @@ def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):
 
     def erring(x):
         # One error of the answer without the outcome, and one of what the outcome changes.
-        answer, rest = shaken.net(x).tensor_split((2,), -1)
-        return torch.cat([answer + error * torch.randn_like(answer), rest], -1)
+        null, *rest, change = shaken.net(x).chunk(4, -1)
+        null, change = (answer + error * torch.randn_like(answer) for answer in (null, change))
+        return torch.cat([null, *rest, change], -1)
     denoiser.net.forward = erring
     denoiser.moment_rate = 1.0
     score = denoiser(*shaken.draw(400_000)).score

@@ -64,8 +64,8 @@ def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator):
     slow = estimator == 'reinforce'
     learner, bandit, states = make_learner(
         estimator, min_std=0.3, policy_rate=5e-4 if slow else 4e-3, critic_rate=1e-2,
-        denoiser_rate=1e-2, gradient_rate=4e-3, gradient_weight_decay=0.01,
-        denoiser_hidden=(32, 32)), ReplayBandit(0.6), torch.linspace(-0.9, 0.9, 9)
+        denoiser_rate=1e-2, gradient_rate=4e-3, gradient_weight_decay=0.01), ReplayBandit(0.6), \
+        torch.linspace(-0.9, 0.9, 9)
     modes = []
     for step in range(400 if slow else 300):
         with torch.no_grad():

@@ -406,8 +406,7 @@ def test_reinforce_clips_the_ratio_where_it_would_gain_from_it():
 def test_policy_finds_the_optimum_of_a_stochastic_bandit(estimator, outcome):
     learner = make_learner(
         estimator, outcome=outcome, achieved_goal=(1,), min_std=0.2, policy_rate=5e-3,
-        value_rate=5e-3, denoiser_rate=5e-3, denoiser_hidden=(32, 32), minibatches=2,
-        num_epochs=2)
+        value_rate=5e-3, denoiser_rate=5e-3, minibatches=2, num_epochs=2)
     bandit, states, modes = RolloutBandit(0.8), torch.linspace(-0.8, 0.8, 9), []
     learner.observe(bandit.play(learner, 1000))
     for _ in range(120):
