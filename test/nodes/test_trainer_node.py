@@ -45,11 +45,11 @@ import sys
 from dpg_robot.learn.learner import Learner
 from dpg_robot.nodes.trainer_node import main
 update, calls = Learner.update, []
-def fail_once(self, batch):
+def fail_once(self, *given):
     calls.append(1)
     if len(calls) == 15:
         raise FloatingPointError('the weights\\nare gone')
-    return update(self, batch)
+    return update(self, *given)
 Learner.update = fail_once
 sys.exit(main())
 """
