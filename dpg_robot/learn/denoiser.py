@@ -101,9 +101,9 @@ class Denoiser(nn.Module):
         grad_a_hat log p(o | s, a_hat) = Cov[a | a~, s]^-1 (a_hat_o - a_hat).
 
     The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is
-    for Gaussian exploration of width ``spread``: a third output of the network, a function of (s,
+    for Gaussian exploration of width ``spread``: another output of the network, a function of (s,
     a~), fitted by the likelihood of the residuals a - a_hat. The score's variance given (s, a~) is
-    a fourth; the correlation of its elements is an average over all data.
+    another; the correlation of its elements is an average over all data.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
@@ -178,8 +178,8 @@ class Denoiser(nn.Module):
 
         The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
         order one at any sigma: no score has its error divided by a small sigma. What the outcome
-        changes in it is an output of its own: the difference of two whole answers would have the
-        errors of both, which are larger than itself where the policy hardly explores.
+        changes in it is an output of its own: as the difference of two whole answers it would have
+        the errors of both, larger than itself where the policy hardly explores.
 
         :param noised: noised actions a~, shape (B, action_dim).
         :param sigma: their noise levels, shape (B, 1).

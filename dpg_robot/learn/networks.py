@@ -28,7 +28,8 @@ class EnsembleMLP(nn.Module):
     """``num_members`` independent multilayer perceptrons of one shape, evaluated together.
 
     With ``narrow``, the products between hidden layers are narrow while training; see
-    :func:`narrow_products`. Inputs, outputs and all of an evaluation are never.
+    :func:`narrow_products`. Those of inputs and outputs, and all of an evaluation, are not; on
+    the way backward whoever goes it decides, for all of them.
     """
 
     narrow = False
@@ -92,16 +93,18 @@ def narrow_products(wanted: bool = True) -> Iterator[None]:
     """Let the processor round the factors of matrix products, not the sums, to bfloat16.
 
     Its numbers have eight significant bits. One without instructions for them may round nothing.
+    It holds for all threads of the process: only one may train, or multiply, at a time.
     """
+    if not wanted:
+        yield
+        return
     products = torch.backends.mkldnn.matmul
     before = products.fp32_precision
-    if wanted:
-        products.fp32_precision = 'bf16'
     try:
+        products.fp32_precision = 'bf16'
         yield
     finally:
-        if wanted:
-            products.fp32_precision = before
+        products.fp32_precision = before
 
 
 def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> bool:

@@ -273,11 +273,16 @@ def test_every_network_but_the_slow_ones_has_its_own_step_size_and_decay(estimat
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_precision_reaches_every_network(precision):
+def test_precision_reaches_every_network(random_batch, precision):
     learner = make_learner(lean_on='both', baseline='model', drift=0.1, precision=precision)
     found = {'.'.join(name.split('.')[:2]): module.narrow
              for name, module in learner.named_modules() if isinstance(module, EnsembleMLP)}
     assert {*found.values(), learner.narrow} == {precision == 'bfloat16'}
+    seen, products = [], torch.backends.mkldnn.matmul
+    for parameter in learner.action_gradient.critic.parameters():
+        parameter.register_hook(lambda grad: seen.append(products.fp32_precision))
+    learner.update(random_batch(32))
+    assert {kind == 'bf16' for kind in seen} == {precision == 'bfloat16'}  # on the way backward
     assert found.keys() == {
         'policy.net', 'slow_policy', 'value', 'value_target', *(
             f'action_gradient.{name}' for name in ('critic', 'denoiser', 'model', 'gradient'))}
