@@ -146,7 +146,8 @@ def _take_moments(fit, data):
     for draw in range(NUM_DRAWS):
         denoiser.moment_rate = 1 / (draw + 1)
         with torch.no_grad():
-            fit.train().losses(unseen, ('denoiser',))  # moments follow in training mode
+            # Moments follow in training mode.
+            fit.train().losses(unseen, ('denoiser',), report=False)
     denoiser.moment_rate = 0.0
     handle.remove()
     # What a transition tells is its mean over the draws.
@@ -174,6 +175,6 @@ def _held_out_loss(fit, network, unseen):
     fit.eval()
     with torch.random.fork_rng():
         torch.manual_seed(0)  # the same noise each time, so that losses can be compared
-        parts = [fit.losses(Batch(*part), (network,))[0][network].item() * len(part[0])
-                 for part in zip(*(x.split(2048) for x in unseen))]
+        parts = [fit.losses(Batch(*part), (network,), report=False)[0][network].item()
+                 * len(part[0]) for part in zip(*(x.split(2048) for x in unseen))]
     return sum(parts)
