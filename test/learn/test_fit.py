@@ -149,6 +149,16 @@ def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, mo
         assert torch.equal(kept, second) and not torch.equal(kept, last)
 
 
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_the_way_back_of_a_fit_is_as_narrow_as_asked_for(
+        very_quick, data, monkeypatch, precision):
+    seen, backward = set(), torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, 'backward', lambda *args, **rest: (
+        seen.add(torch.backends.mkldnn.matmul.fp32_precision), backward(*args, **rest))[1])
+    fit(('denoising', 'critic'), data, precision=precision)
+    assert {kind == 'bf16' for kind in seen} == {precision == 'bfloat16'}
+
+
 def test_held_out_transitions_are_not_trained_on(very_quick, data):
     held_out = module.hold_out(torch.arange(4000), module.HELD_OUT_EVERY)
     poisoned = data._replace(

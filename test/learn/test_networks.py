@@ -74,6 +74,20 @@ def test_a_slope_is_the_gradient_of_the_members_mean(hidden, precision):
     assert relative(slope, expected[:, 3:]) < tolerance
 
 
+def test_the_way_back_of_a_slope_is_narrow_while_training(processor_rounds):
+    ensemble, x = EnsembleMLP(7, (64, 48), 1, num_members=3), torch.randn(50, 7)
+    set_products(ensemble, 'bfloat16')
+
+    def error():
+        at = x.clone().requires_grad_()
+        exact, = torch.autograd.grad(ensemble(at).mean(0).sum(), at)  # of the same activations
+        return relative(ensemble.slope(x, 4)[1], exact[:, 3:])
+
+    assert (error() > 1e-5) == processor_rounds
+    ensemble.eval()
+    assert error() < 1e-6
+
+
 def test_initial_weights_follow_the_fan_in():
     ensemble = EnsembleMLP(100, (25,), 400, num_members=2)
     for weight, bias, fan_in in zip(ensemble.weights, ensemble.biases, (100, 25)):
