@@ -110,7 +110,10 @@ def table(result: dict[str, Any]) -> str:
             f'{rate:>5}', cells(values['tick_us']), cells(values['state_to_command_us']),
             cells(result['floor']['rclpy_echo_us'][rate]),
             f'{100 * (1 - values["missed_fraction"]):>7.2f}%')))
-    lines.append(f'onnxruntime alone:{cells(result["floor"]["onnxruntime_us"])}')
+    floor = result['floor']
+    lines.append(f'onnxruntime alone, in a loop:   {cells(floor["onnxruntime_us"])}')
+    lines += [f'{f"once a period at {rate} Hz:":>32}{cells(values)}'
+              for rate, values in floor['onnxruntime_paced_us'].items()]
     if 'memory' in result:
         memory = result['memory']
         lines.append(f'memory: {memory["last_mb"]:.1f} MB, {memory["growth_mb"]:+.2f} MB in the '

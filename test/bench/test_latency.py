@@ -120,7 +120,7 @@ def test_a_short_run_measures_real_nodes(tmp_path, capsys):
     result = json.loads(file.read_text())
     values, floor = result['rates']['50'], result['floor']
     for figure in (values['tick_us'], values['state_to_command_us'], floor['rclpy_echo_us']['50'],
-                   floor['onnxruntime_us']):
+                   floor['onnxruntime_us'], floor['onnxruntime_paced_us']['50']):
         assert 0.0 < figure['p50'] <= figure['p99'] <= figure['max']
     # The policy is part of the tick, the tick part of the way.
     assert floor['onnxruntime_us']['p50'] < values['tick_us']['p50']
