@@ -133,7 +133,8 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
                           rate: missed_fraction(each) for rate, each in echo.items()},
                       'onnxruntime_us': floor,
                       'onnxruntime_paced_us': {
-                          str(rate): _pace_model(models[rate], rate) for rate in bench.rates}}}
+                          str(rate): _run_model(models[rate], NUM_PACED, 1.0 / rate)[1]
+                          for rate in bench.rates}}}
         if bench.memory_minutes:
             result['memory'] = _measure_memory(bench, models, folder)
     return {**result, 'seconds': bench.seconds, 'rounds': bench.rounds, 'hidden': list(HIDDEN),
@@ -181,30 +182,22 @@ def export_models(folder: Path, rates: tuple[int, ...]) -> dict[int, Path]:
     return models
 
 
-def _run_model(path):
-    """Return the answer to each state, and what the raw call takes in microseconds."""
+def _run_model(path, count=NUM_STATES, pause_s=0.0):
+    """Return the answers to so many states, and what the raw call takes in microseconds.
+
+    Behind a pause it finds the processor's caches cold, as a robot's call once a period does.
+    """
     from dpg_robot.runtime.onnx_policy import OnnxPolicy
-    policy, rows = OnnxPolicy(path), states(JOINTS).astype(np.float32)
-    answers, taken_ns = np.zeros((NUM_STATES, JOINTS)), np.zeros(NUM_STATES)
+    policy, rows = OnnxPolicy(path), states(JOINTS)[:count].astype(np.float32)
+    answers, taken_ns = np.zeros((count, JOINTS)), np.zeros(count)
     for i, row in enumerate(rows):
+        if pause_s:
+            time.sleep(pause_s)
         began_ns = time.perf_counter_ns()
         answer = policy(row)
         taken_ns[i] = time.perf_counter_ns() - began_ns
         answers[i] = answer
     return answers, percentiles(taken_ns * 1e-3)
-
-
-def _pace_model(path, rate):
-    """Return what the raw call takes once a period [us], the processor's caches gone cold."""
-    from dpg_robot.runtime.onnx_policy import OnnxPolicy
-    policy, rows = OnnxPolicy(path), states(JOINTS).astype(np.float32)[:NUM_PACED]
-    taken_ns = np.zeros(len(rows))
-    for i, row in enumerate(rows):
-        time.sleep(1.0 / rate)
-        began_ns = time.perf_counter_ns()
-        policy(row)
-        taken_ns[i] = time.perf_counter_ns() - began_ns
-    return percentiles(taken_ns * 1e-3)
 
 
 def _measure(kind, rate, seconds, model, folder):
