@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dpg_robot.contract.strict import SpecError
@@ -123,13 +124,14 @@ def best_lean(moments: torch.Tensor) -> torch.Tensor:
 
     :param moments: averages of :func:`lean_moments`.
     """
-    matrix, covariance = _with_ridge(moments[:, :-1]), moments[:, -1]
-    lean = torch.linalg.solve(matrix, covariance)
-    clipped = lean.clamp(0, MAX_LEAN)
-    if torch.equal(clipped, lean):
-        return lean
-    # What a bound takes from one guide must not be left in the others, which made up for it.
-    return _descend(matrix.tolist(), covariance.tolist(), clipped)
+    values = moments.numpy(force=True).astype(float)  # a tenth of the time, for so few
+    matrix, covariance = values[:, :-1], values[:, -1]
+    matrix = matrix + np.diag(_ridge(matrix.diagonal()))
+    lean = np.linalg.solve(matrix, covariance)
+    if not np.all((lean >= 0) & (lean <= MAX_LEAN)):
+        # What a bound takes from one guide must not be left in the others, which made up for it.
+        lean = _descend(matrix, covariance, lean.clip(0, MAX_LEAN))
+    return moments.new_tensor(lean)
 
 
 def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
@@ -139,7 +141,8 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     where it would be with the others as they are: every choice is solved at once, and the one
     with the least value taken.
     """
-    matrix, covariance = _with_ridge(moments[:, :-1].double()), moments[:, -1].double()
+    matrix, covariance = moments[:, :-1].double(), moments[:, -1].double()
+    matrix = matrix + torch.diag(_ridge(matrix.diagonal()))
     axes = [torch.arange(3, device=moments.device)] * len(moments)
     choice = torch.cartesian_prod(*axes).view(-1, len(moments))  # 0 and 1: the bounds; 2: free
     free, bound = choice == 2, MAX_LEAN * (choice == 1).double()
@@ -152,19 +155,22 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     return lean.index_select(0, value.argmin()[None])[0].to(moments.dtype)
 
 
-def _with_ridge(matrix):
+def _ridge(diagonal):
     # Two guides may nearly agree; a small ridge then shares the weight between them.
-    return matrix + torch.diag(1e-3 * matrix.diagonal() + 1e-12)
+    return 1e-3 * diagonal + 1e-12
 
 
 def _descend(matrix, covariance, lean):
     """Return the same within the bounds, by coordinate descent from ``lean``."""
-    best = lean.tolist()
+    best, rows = lean.tolist(), list(zip(matrix.tolist(), covariance.tolist()))
     for _ in range(NUM_SWEEPS):
-        for i, row in enumerate(matrix):
+        before = best.copy()
+        for i, (row, goal) in enumerate(rows):
             others = sum(m * c for m, c in zip(row, best)) - row[i] * best[i]
-            best[i] = min(max((covariance[i] - others) / row[i], 0.0), MAX_LEAN)
-    return lean.new_tensor(best)
+            best[i] = min(max((goal - others) / row[i], 0.0), MAX_LEAN)
+        if best == before:
+            break
+    return best
 
 
 def check_outcome(name: str, estimator: str, outcome: str) -> None:

@@ -29,7 +29,7 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.action_gradient import ActionGradient
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import LearnerConfig
-from dpg_robot.learn.networks import narrow_products, RunningNorm, set_products
+from dpg_robot.learn.networks import RunningNorm, set_products
 from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch, hold_out, RUN
 
@@ -124,8 +124,7 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
         loss = fit.train().losses(
             _rows(data, chosen), (network,), report=False)[0][network]
         optimizer.zero_grad(set_to_none=True)
-        with narrow_products(fit.critic.narrow):
-            loss.backward(inputs=group['params'])
+        loss.backward(inputs=group['params'])
         optimizer.step()
         schedule.step()
         if step % CHECK_EVERY == 0:

@@ -27,7 +27,8 @@ from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import ActionGradient, NETWORKS
 from dpg_robot.learn.estimators import check_outcome
 from dpg_robot.learn.gradient_config import GradientConfig
-from dpg_robot.learn.networks import EnsembleMLP, narrow_products, polyak_update, set_products
+from dpg_robot.learn.networks import EnsembleMLP, polyak_update, set_products
+from dpg_robot.learn.optimizer import AdamW
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.routes import inverted_ascent
@@ -51,8 +52,8 @@ class LearnerConfig(GradientConfig):
     :param drift_rate: how fast that copy follows, per update; ``target_rate`` the same for V.
     :param value_weight_decay: keeps V smooth; roughness would pass from state to state, since V
         bootstraps from itself, and drown in y what the action does.
-    :param precision: what the factors of matrix products are rounded to while training on a CPU:
-        ``bfloat16`` is faster on some processors, and ``auto`` takes it there.
+    :param precision: of the products between hidden layers while training on a CPU: ``bfloat16``
+        is faster on some processors, and ``auto`` takes it there.
     """
 
     batch_size: int = bounded(256, minimum=2)
@@ -105,7 +106,7 @@ class Learner(nn.Module):
         self.action_gradient = ActionGradient(config, obs_dim, action_dim, self.policy.norm,
                                               self.value_target, achieved_goal, waits)
         device = torch.device(device)
-        self.narrow = set_products(self, config.precision, device.type)
+        set_products(self, config.precision, device.type)
         first = math.log(config.temperature) if config.temperature > 0 else -math.inf
         self.log_temperature = nn.Parameter(torch.tensor(first))
         self.to(device)  # drawn on the host: the same on every device
@@ -114,8 +115,7 @@ class Learner(nn.Module):
                   {'params': list(self.value.parameters()), 'lr': config.critic_rate,
                    'weight_decay': config.value_weight_decay},
                   *self.action_gradient.parameter_groups()]
-        self.optimizer = torch.optim.AdamW(_merged(groups), fused=True,
-                                           capturable=device.type != 'cpu')
+        self.optimizer = AdamW(_merged(groups), capturable=device.type != 'cpu')
         self._learned = [p for group in groups for p in group['params']]
         self.eval()
 
@@ -203,8 +203,7 @@ class Learner(nn.Module):
     def _step(self, losses):
         for parameter in self._learned:  # the optimiser's own way takes longer
             parameter.grad = None
-        with narrow_products(self.narrow):
-            sum(losses.values()).backward()
+        sum(losses.values()).backward()
         self.optimizer.step()
         polyak_update(self.value_target, self.value, self.config.target_rate)
         if self.slow_policy is not None:

@@ -16,8 +16,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 import math
 
 import torch
@@ -27,9 +25,9 @@ from torch import nn
 class EnsembleMLP(nn.Module):
     """``num_members`` independent multilayer perceptrons of one shape, evaluated together.
 
-    With ``narrow``, the products between hidden layers are narrow while training; see
-    :func:`narrow_products`. Those of inputs and outputs, and all of an evaluation, are not; on
-    the way backward whoever goes it decides, for all of them.
+    With ``narrow``, the products between hidden layers are computed in bfloat16 while training,
+    forward and backward: factors and results are rounded to eight significant bits, sums are not.
+    Those of inputs and outputs, and all of an evaluation, are in float32.
     """
 
     narrow = False
@@ -38,13 +36,22 @@ class EnsembleMLP(nn.Module):
         """Create the members, each with torch.nn.Linear's initial distribution."""
         super().__init__()
         sizes = (in_dim, *hidden, out_dim)
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:]):
+        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:])):
             bound = 1.0 / math.sqrt(fan_in)
             weight = torch.empty(num_members, fan_in, fan_out).uniform_(-bound, bound)
             bias = torch.empty(num_members, 1, fan_out).uniform_(-bound, bound)
-            self.weights.append(nn.Parameter(weight))
-            self.biases.append(nn.Parameter(bias))
+            self.register_parameter(f'weight{i}', nn.Parameter(weight))
+            self.register_parameter(f'bias{i}', nn.Parameter(bias))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Return those of each layer, shape (num_members, fan_in, fan_out)."""
+        return list(self._parameters.values())[::2]
+
+    @property
+    def biases(self) -> list[nn.Parameter]:
+        """Return those of each layer, shape (num_members, 1, fan_out)."""
+        return list(self._parameters.values())[1::2]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate every member on the same inputs.
@@ -52,10 +59,7 @@ class EnsembleMLP(nn.Module):
         :param x: inputs, shape (B, in_dim).
         :return: outputs, shape (num_members, B, out_dim).
         """
-        h = x.expand(len(self.weights[0]), *x.shape)
-        for i in range(len(self.weights)):
-            h = self._layer(i, h)
-        return h
+        return self._layers(x)[-1]
 
     @torch.no_grad()
     def slope(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,66 +71,63 @@ class EnsembleMLP(nn.Module):
         :param count: the gradient is with respect to so many of the inputs, the last ones.
         :return: outputs, shape (num_members, B), and the gradient, shape (B, count).
         """
-        layers = [x.expand(len(self.weights[0]), *x.shape)]
-        for i in range(len(self.weights)):
-            layers.append(self._layer(i, layers[-1]))
-        gradient = self.weights[-1].transpose(1, 2) / len(self.weights[0])
-        for i in reversed(range(len(self.weights) - 1)):
+        weights, layers = self.weights, self._layers(x)
+        gradient = weights[-1].transpose(1, 2) / len(weights[-1])
+        for i in reversed(range(len(weights) - 1)):
             h = layers[i + 1]
             gradient = torch.ops.aten.threshold_backward(gradient.expand_as(h), h, 0)  # of relu
-            weight = self.weights[i] if i else self.weights[i][:, -count:]
-            with narrow_products(self._is_narrow(i)):
-                gradient = torch.bmm(gradient, weight.transpose(1, 2))
+            if i and self._is_narrow:
+                gradient = torch.bmm(
+                    gradient.bfloat16(), weights[i].bfloat16().transpose(1, 2)).float()
+            elif i:
+                gradient = torch.bmm(gradient, weights[i].transpose(1, 2))
+            else:  # this way round, since few columns may take thrice as long as few rows
+                wanted = weights[0][:, -count:]
+                gradient = torch.bmm(wanted, gradient.transpose(1, 2)).transpose(1, 2)
         return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(len(x), count)
 
-    def _layer(self, i, h):
-        with narrow_products(self._is_narrow(i)):
-            h = torch.baddbmm(self.biases[i], h, self.weights[i])
-        return torch.relu(h) if i < len(self.weights) - 1 else h
+    @property
+    def _is_narrow(self):
+        return self.narrow and self.training
 
-    def _is_narrow(self, i):
-        return self.narrow and self.training and 0 < i < len(self.weights) - 1
-
-
-@contextmanager
-def narrow_products(wanted: bool = True) -> Iterator[None]:
-    """Let the processor round the factors of matrix products, not the sums, to bfloat16.
-
-    Its numbers have eight significant bits. One without instructions for them may round nothing.
-    It holds for all threads of the process: only one may train, or multiply, at a time.
-    """
-    if not wanted:
-        yield
-        return
-    products = torch.backends.mkldnn.matmul
-    before = products.fp32_precision
-    try:
-        products.fp32_precision = 'bf16'
-        yield
-    finally:
-        products.fp32_precision = before
+    def _layers(self, x):
+        """Return the inputs, what each hidden layer makes of them, and the outputs."""
+        weights, narrow = self.weights, self._is_narrow
+        layers, last = [x.expand(len(weights[0]), *x.shape)], len(weights) - 1
+        for i, (weight, bias) in enumerate(zip(weights, self.biases)):
+            h = layers[-1]
+            if narrow and 0 < i < last:
+                h = torch.baddbmm(bias.bfloat16(), h.bfloat16(), weight.bfloat16()).float()
+            elif i == last and weight.shape[-1] == 1 < len(weight):
+                # A batch of products with one column each may take four times as long.
+                h = (h * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
+            else:
+                h = torch.baddbmm(bias, h, weight)
+            layers.append(torch.relu(h) if i < last else h)
+        return layers
 
 
-def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> bool:
+def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> None:
     """Choose whether all networks inside have narrow products while training.
 
     :param precision: ``float32``, ``bfloat16`` for narrow ones, or ``auto`` for these on a
         processor that is faster with them.
     :param device: ``cpu``; elsewhere none are narrow.
-    :return: whether they are, so that the step backward, too, is to have them.
     """
     narrow = device == 'cpu' and (
         precision == 'bfloat16' or precision == 'auto' and _has_bfloat16())
     for network in module.modules():
         if isinstance(network, EnsembleMLP):
             network.narrow = narrow
-    return narrow
 
 
 def _has_bfloat16():
-    # Not avx512_bf16: on the Xeon that was measured, updates took half as long again with it.
     capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
-    return any(capabilities.get(name) for name in ('amx_bf16', 'bf16'))
+    if any(capabilities.get(name) for name in ('amx_bf16', 'bf16')):
+        return True
+    # AMD's AVX-512 multiplies twice as many as of float32; with Intel's, on the Xeon that was
+    # measured, updates took half as long again.
+    return bool(capabilities.get('avx512_bf16')) and 'AMD' in capabilities.get('cpu_name', '')
 
 
 class RunningNorm(nn.Module):

@@ -85,7 +85,7 @@ class Replay:
         return torch.where(held_out[first] == 0, chosen, chosen[0])
 
     def _take(self, index):
-        return Batch(*(store[index] for store in self.data))
+        return Batch(*(store.index_select(0, index) for store in self.data))
 
     def held_out(self, count: int) -> Batch:
         """Return the newest transitions that are held out, at most ``count``."""

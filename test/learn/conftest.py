@@ -23,7 +23,7 @@ import torch
 from dpg_robot.learn.action_gradient import ActionGradient
 from dpg_robot.learn.denoiser import FIRST_SPREAD
 from dpg_robot.learn.gradient_config import GradientConfig
-from dpg_robot.learn.networks import EnsembleMLP, narrow_products, RunningNorm
+from dpg_robot.learn.networks import EnsembleMLP, RunningNorm
 from dpg_robot.learn.replay import Batch
 
 
@@ -185,12 +185,3 @@ def _assert_mean(samples, expected, errors=4.0):
 def assert_mean():
     """Check that samples, shape (num, ...), have a mean, to four standard errors."""
     return _assert_mean
-
-
-@pytest.fixture(scope='session')
-def processor_rounds():
-    """Return whether this processor has instructions for narrow products."""
-    factors = torch.randn(2, 1, 64, 64)
-    exact = torch.bmm(*factors)
-    with narrow_products():
-        return not torch.equal(torch.bmm(*factors), exact)

@@ -37,6 +37,7 @@ from dpg_robot.learn.device import Captured, check_memory, find_device
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import LearnerConfig
 from dpg_robot.learn.on_policy import OnPolicyConfig
+from dpg_robot.learn.optimizer import AdamW
 from dpg_robot.learn.trainer import Trainer, TrainerConfig
 from dpg_robot.learn.worlds import DeviceVector
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -375,12 +376,13 @@ def test_time_of_training_is_that_of_the_device(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_a_recorded_update_is_the_update():
+@pytest.mark.parametrize('kind', [AdamW, torch.optim.AdamW])
+def test_a_recorded_update_is_the_update(kind):
     device = find_device('cuda')
     finals = []
     for wanted in (True, False):
         weight = torch.nn.Parameter(torch.ones(3, device=device))
-        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True, capturable=True)
+        optimizer = kind([{'params': [weight], 'lr': 0.1}], capturable=True)
 
         def update(x, weight=weight, optimizer=optimizer):
             optimizer.zero_grad(set_to_none=True)

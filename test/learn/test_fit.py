@@ -23,6 +23,7 @@ from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
 from dpg_robot.learn.fit import fit_gradient
 from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.networks import EnsembleMLP
 from dpg_robot.learn.replay import Batch
 
 CONFIG = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,), 'gamma': 0.0,
@@ -150,13 +151,12 @@ def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, mo
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_the_way_back_of_a_fit_is_as_narrow_as_asked_for(
-        very_quick, data, monkeypatch, precision):
-    seen, backward = set(), torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, 'backward', lambda *args, **rest: (
-        seen.add(torch.backends.mkldnn.matmul.fp32_precision), backward(*args, **rest))[1])
-    fit(('denoising', 'critic'), data, precision=precision)
-    assert {kind == 'bf16' for kind in seen} == {precision == 'bfloat16'}
+def test_precision_reaches_every_network_of_a_fit(very_quick, data, precision):
+    fits = fit(('doubly_robust', 'critic'), data, lean_on='both', precision=precision)
+    found = {name.split('.')[0]: module.narrow for gradient in fits.values()
+             for name, module in gradient.named_modules() if isinstance(module, EnsembleMLP)}
+    assert found == {'value': False} | dict.fromkeys(
+        ('critic', 'denoiser', 'model', 'gradient'), precision == 'bfloat16')
 
 
 def test_held_out_transitions_are_not_trained_on(very_quick, data):

@@ -273,23 +273,18 @@ def test_every_network_but_the_slow_ones_has_its_own_step_size_and_decay(estimat
 
 
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
-def test_precision_reaches_every_network(random_batch, precision):
+def test_precision_reaches_every_network(precision):
     learner = make_learner(lean_on='both', baseline='model', drift=0.1, precision=precision)
     found = {'.'.join(name.split('.')[:2]): module.narrow
              for name, module in learner.named_modules() if isinstance(module, EnsembleMLP)}
-    assert {*found.values(), learner.narrow} == {precision == 'bfloat16'}
-    seen, products = [], torch.backends.mkldnn.matmul
-    for parameter in learner.action_gradient.critic.parameters():
-        parameter.register_hook(lambda grad: seen.append(products.fp32_precision))
-    learner.update(random_batch(32))
-    assert {kind == 'bf16' for kind in seen} == {precision == 'bfloat16'}  # on the way backward
+    assert {*found.values()} == {precision == 'bfloat16'}
     assert found.keys() == {
         'policy.net', 'slow_policy', 'value', 'value_target', *(
             f'action_gradient.{name}' for name in ('critic', 'denoiser', 'model', 'gradient'))}
 
 
 @pytest.mark.parametrize('estimator', NAMES)
-def test_narrow_products_change_an_update_a_little(random_batch, processor_rounds, estimator):
+def test_narrow_products_change_an_update_a_little(random_batch, estimator):
     batch, got = random_batch(64), []
     for precision in ('float32', 'bfloat16'):
         learner = make_learner(estimator, precision=precision, temperature=0.1, hidden=(32, 32),
@@ -297,7 +292,7 @@ def test_narrow_products_change_an_update_a_little(random_batch, processor_round
         torch.manual_seed(1)
         got.append(learner.update(batch)['loss/critic'].item())
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in learner.parameters())
-    assert got[0] != got[1] or not processor_rounds
+    assert got[0] != got[1]
     assert got[1] == pytest.approx(got[0], rel=0.02)
 
 

@@ -103,7 +103,7 @@ def test_evaluation_moves_no_random_state(whole, tmp_path):
 
 def test_another_seed_gives_other_parameters(whole, tmp_path):
     other = train(tiny_config('trainer.seed=1'), tmp_path)
-    name = 'policy.net.weights.0'
+    name = 'policy.net.weight0'
     assert not torch.equal(parameters_of(whole)[name], parameters_of(other)[name])
 
 
