@@ -103,7 +103,7 @@ class EnsembleMLP(nn.Module):
                 h = (h * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
             else:
                 h = torch.baddbmm(bias, h, weight)
-            layers.append(torch.relu(h) if i < last else h)
+            layers.append(torch.relu_(h) if i < last else h)
         return layers
 
 

@@ -73,8 +73,8 @@ def test_a_slope_is_the_gradient_of_the_members_mean(hidden, precision):
 def test_the_way_back_of_a_slope_is_narrow_while_training(monkeypatch):
     ensemble, x = EnsembleMLP(7, (64, 48), 1, num_members=3), torch.randn(50, 7)
     set_products(ensemble, 'bfloat16')
-    relu, active = torch.relu, []
-    monkeypatch.setattr(torch, 'relu', lambda h: (active.append(h > 0), relu(h))[1])
+    relu, active = torch.relu_, []
+    monkeypatch.setattr(torch, 'relu_', lambda h: (active.append(h > 0), relu(h))[1])
 
     def error():
         active.clear()
