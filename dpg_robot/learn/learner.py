@@ -117,7 +117,14 @@ class Learner(nn.Module):
                   *self.action_gradient.parameter_groups()]
         self.optimizer = AdamW(_merged(groups), capturable=device.type != 'cpu')
         self._learned = [p for group in groups for p in group['params']]
+        self._parts = list(self.modules())
         self.eval()
+
+    def train(self, mode: bool = True) -> Learner:
+        """Do as any module does, in a tenth of the time: an update does it twice."""
+        for part in self._parts:
+            object.__setattr__(part, 'training', mode)  # a module's own looks for parameters first
+        return self
 
     @property
     def temperature(self) -> torch.Tensor:
