@@ -146,6 +146,15 @@ class Drive:
     state_stamps: list[float] = field(default_factory=list)
     command_stamps: list[float] = field(default_factory=list)
 
+    def note(self, diagnostics: dict[str, str]) -> None:
+        """Take what the control tells of itself."""
+        if 'safe_ticks' not in diagnostics:
+            return  # not yet active
+        self.diagnostics, safe_ticks = diagnostics, int(diagnostics['safe_ticks'])
+        if self.waiting_ticks is None and diagnostics['state'] == 'running':
+            self.waiting_ticks = safe_ticks  # until the robot was there
+        self.safe_ticks = safe_ticks - (self.waiting_ticks or 0)
+
     def percentiles(self, name: str) -> dict[str, float]:
         """Return p50, p99 and max as the policy node measured them."""
         return {key: float(self.diagnostics[f'{name}.{key}']) for key in ('p50', 'p99', 'max')}
@@ -201,11 +210,7 @@ def _watch(node, spec, drive, results):
     def on_diagnostics(array):
         for status in array.status:
             if status.name == 'policy_node: control':
-                drive.diagnostics = {item.key: item.value for item in status.values}
-                safe_ticks = int(drive.diagnostics['safe_ticks'])
-                if drive.waiting_ticks is None and drive.diagnostics['state'] == 'running':
-                    drive.waiting_ticks = safe_ticks  # until the robot was there
-                drive.safe_ticks = safe_ticks - (drive.waiting_ticks or 0)
+                drive.note({item.key: item.value for item in status.values})
 
     def stamps(into):
         def note(message):

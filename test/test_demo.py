@@ -21,6 +21,7 @@ import sys
 from PIL import Image
 import pytest
 
+from dpg_robot.demo import Drive
 from dpg_robot.learn.evaluate import wilson_interval
 
 
@@ -76,3 +77,15 @@ def test_an_earlier_demo_is_kept(demo):
     old = folder.with_name('runs.1')
     assert str(old) in out
     assert (old / 'report.json').read_text() == 'an earlier one'
+
+
+def test_safe_ticks_are_those_behind_the_first_driven_one():
+    drive = Drive()
+    for told, expected in (
+            ({'state': 'inactive', 'lifecycle': 'inactive'}, 0),
+            ({'state': 'waiting', 'safe_ticks': '4'}, 4), ({'state': 'running', 'safe_ticks': '7'}, 0),
+            ({'state': 'safe', 'safe_ticks': '9'}, 2), ({'state': 'inactive'}, 2),
+            ({'state': 'running', 'safe_ticks': '10'}, 3)):
+        drive.note(told)
+        assert drive.safe_ticks == expected
+    assert drive.diagnostics == told
