@@ -83,7 +83,8 @@ def test_safe_ticks_are_those_behind_the_first_driven_one():
     drive = Drive()
     for told, expected in (
             ({'state': 'inactive', 'lifecycle': 'inactive'}, 0),
-            ({'state': 'waiting', 'safe_ticks': '4'}, 4), ({'state': 'running', 'safe_ticks': '7'}, 0),
+            ({'state': 'waiting', 'safe_ticks': '4'}, 4),
+            ({'state': 'running', 'safe_ticks': '7'}, 0),
             ({'state': 'safe', 'safe_ticks': '9'}, 2), ({'state': 'inactive'}, 2),
             ({'state': 'running', 'safe_ticks': '10'}, 3)):
         drive.note(told)
