@@ -124,7 +124,7 @@ def best_lean(moments: torch.Tensor) -> torch.Tensor:
 
     :param moments: averages of :func:`lean_moments`.
     """
-    values = moments.numpy(force=True).astype(float)  # a tenth of the time, for so few
+    values = moments.numpy(force=True).astype(float)  # for so few, a fraction of the time
     matrix, covariance = values[:, :-1], values[:, -1]
     matrix = matrix + np.diag(_ridge(matrix.diagonal()))
     lean = np.linalg.solve(matrix, covariance)
