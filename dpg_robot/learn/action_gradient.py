@@ -45,6 +45,9 @@ NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
 MOMENT_RATE = 0.01
 SCALE_RATE = 0.001
 NUM_DISTURBANCES = 8
+# While learning, one in so many transitions tells how far to lean, an average of about a hundred
+# batches.
+LEAN_EVERY = 4
 # The certainty of each action element rests on so many new transitions, and rounds of all worlds.
 UNSEEN_MEMORY, UNSEEN_ROUNDS = 2000, 20
 
@@ -185,7 +188,10 @@ class ActionGradient(nn.Module):
         if 'critic' in wanted:
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
-            sample = self._sample(batch, obs, action, target, denoised)
+            # A regression on the disturbance needs guides for nothing but how far to lean on them.
+            few = self.on_disturbance and self.training
+            rows = -(-len(action) // LEAN_EVERY) if few else None
+            sample = self._sample(batch, obs, action, target, denoised, rows)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics or {}
 
@@ -284,13 +290,14 @@ class ActionGradient(nn.Module):
             self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
 
     @torch.no_grad()
-    def _sample(self, batch, obs, action, target, denoised):
-        """Collect what the estimators use."""
+    def _sample(self, batch, obs, action, target, denoised, rows=None):
+        """Collect what the estimators use, with guides for the first ``rows``; None: for all."""
         name = self.config.estimator
-        critic_slope, q = self._critic_slope(obs, action) if 'critic' in self.guides else \
+        critic_slope, q = self._critic_slope(obs, action, rows) if 'critic' in self.guides else \
             (None, self._advantages(obs, action))
         guides = [critic_slope if guide == 'critic' else
-                  self._model_slope(batch.obs, obs, action) for guide in self.guides]
+                  self._model_slope(batch.obs[:rows], obs[:rows], action[:rows])
+                  for guide in self.guides]
         guides = torch.stack(guides) if guides else action.new_zeros(0, *action.shape)
         if name == 'discriminative':
             score = disturbance = self.model.score(
@@ -326,13 +333,16 @@ class ActionGradient(nn.Module):
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action)
-        own = guess.detach().mean(0)
+        rows = sample.guides.shape[1]
+        own = guess.detach().mean(0)[:rows]
+        guided = sample._replace(advantage=sample.advantage[:rows], score=sample.score[:rows],
+                                 disturbance=sample.disturbance[:rows])
         if metrics is not None:
-            metrics |= self._describe_gradient(own, sample)
+            metrics |= self._describe_gradient(own, guided)
         if not self.on_disturbance:
             return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
         if self.training:
-            self.follow(sample, own)
+            self.follow(guided, own)
         return regression_error(guess, sample).square().mean(1).sum()
 
     @torch.no_grad()
@@ -359,10 +369,10 @@ class ActionGradient(nn.Module):
         # network answers for each in units in which all disturbances are as large.
         return gradient * self.denoiser.sensitivity if self.on_disturbance else gradient
 
-    def _critic_slope(self, obs, action):
-        """Return the gradient of the critics' mean, (B, action_dim), and each critic, (n, B)."""
+    def _critic_slope(self, obs, action, rows=None):
+        """Return the critics' mean gradient, (rows, action_dim), and each critic, (n, B)."""
         q, slope = self.critic.slope(
-            torch.cat([obs, self._weighed(action)], -1), self.action_dim)
+            torch.cat([obs, self._weighed(action)], -1), self.action_dim, rows)
         return self._weighed(slope), q  # by the chain rule
 
     def _model_slope(self, physical, obs, action):

@@ -20,6 +20,7 @@ import math
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 class EnsembleMLP(nn.Module):
@@ -62,19 +63,22 @@ class EnsembleMLP(nn.Module):
         return self._layers(x)[-1]
 
     @torch.no_grad()
-    def slope(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def slope(self, x: torch.Tensor, count: int, rows: int | None = None
+              ) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluate members that have one output each, and differentiate their mean.
 
         By hand: neither a graph nor the gradient of any parameter is made on the way.
 
         :param x: inputs, shape (B, in_dim).
         :param count: the gradient is with respect to so many of the inputs, the last ones.
-        :return: outputs, shape (num_members, B), and the gradient, shape (B, count).
+        :param rows: of so many of the B, the first ones; None: of all.
+        :return: outputs, shape (num_members, B), and the gradient, shape (rows, count).
         """
         weights, layers = self.weights, self._layers(x)
+        rows = len(x) if rows is None else rows
         gradient = weights[-1].transpose(1, 2) / len(weights[-1])
         for i in reversed(range(len(weights) - 1)):
-            h = layers[i + 1]
+            h = layers[i + 1][:, :rows]
             gradient = torch.ops.aten.threshold_backward(gradient.expand_as(h), h, 0)  # of relu
             if i and self._is_narrow:
                 gradient = torch.bmm(
@@ -84,7 +88,7 @@ class EnsembleMLP(nn.Module):
             else:  # this way round, since few columns may take thrice as long as few rows
                 wanted = weights[0][:, -count:]
                 gradient = torch.bmm(wanted, gradient.transpose(1, 2)).transpose(1, 2)
-        return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(len(x), count)
+        return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(rows, count)
 
     @property
     def _is_narrow(self):
@@ -101,10 +105,28 @@ class EnsembleMLP(nn.Module):
             elif i == last and weight.shape[-1] == 1 < len(weight):
                 # A batch of products with one column each may take four times as long.
                 h = (h * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
+            elif i == last and len(weight) > 1:
+                h = _FewColumns.apply(h, weight) + bias
             else:
                 h = torch.baddbmm(bias, h, weight)
             layers.append(torch.relu_(h) if i < last else h)
         return layers
+
+
+class _FewColumns(torch.autograd.Function):
+    """h @ weight by products with few rows: those with few columns take four times as long."""
+
+    @staticmethod
+    def forward(ctx, h, weight):
+        ctx.save_for_backward(h, weight)
+        return torch.bmm(weight.transpose(1, 2), h.transpose(1, 2)).transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        h, weight = ctx.saved_tensors
+        of_weight = torch.bmm(gradient.transpose(1, 2), h).transpose(1, 2)
+        return torch.bmm(gradient, weight.transpose(1, 2)), of_weight.contiguous()
 
 
 def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> None:

@@ -224,7 +224,7 @@ def test_networks_see_the_action_by_its_certainty_where_the_outcome_tells_all(
         if network is not None:
             network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     slope = gradient.critic.slope
-    gradient.critic.slope = lambda x, count: (seen.append(x), slope(x, count))[1]
+    gradient.critic.slope = lambda x, *rest: (seen.append(x), slope(x, *rest))[1]
     gradient.eval().estimate(batch.obs, batch.action)
     expected = torch.cat([gradient.norm(batch.obs), weight * batch.action], -1)
     assert len(seen) == 1 + (gradient.gradient is not None)
@@ -461,16 +461,19 @@ def test_moments_of_guides_and_amortised_gradient_follow_slowly(make_gradient, r
     samples = spy(gradient)
     gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
     assert gradient.lean.tolist() == [0, 0] and gradient.shares.tolist() == [0, 0, 0]
-    gradient.losses(random_batch(40, action_dim=2))
+    gradient.losses(random_batch(41, action_dim=2))
     weight = gradient.denoiser.sensitivity
     assert weight.min() < 0.5
-    own = weight * at[0].detach()
-    together = samples[0]._replace(guides=torch.cat([samples[0].guides, own[None]]))
+    first = samples[0]  # guides are those of one in four transitions
+    assert len(first.advantage) == 41 and first.guides.shape == (2, 11, 2)
+    first = first._replace(advantage=first.advantage[:11], disturbance=first.disturbance[:11])
+    own = weight * at[0][:11].detach()
+    together = first._replace(guides=torch.cat([first.guides, own[None]]))
     torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(together, weight.square()))
     assert (gradient.shares >= 0).all() and (gradient.shares > 0).any()
     # The correction of one sample leans on the guides alone.
     torch.testing.assert_close(
-        gradient.lean, best_lean(0.01 * lean_moments(samples[0], weight.square())))
+        gradient.lean, best_lean(0.01 * lean_moments(first, weight.square())))
 
 
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'reinforce'])
