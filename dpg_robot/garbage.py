@@ -25,8 +25,9 @@ def quiet_garbage_collector() -> None:
     """Take the collector out of the control loop; :func:`collect_garbage` is its replacement.
 
     A full collection takes tens of milliseconds with all libraries loaded, at a time of its own
-    choosing. What is alive now stays alive, so it is set aside for good.
+    choosing. What is alive now stays alive, so it is set aside, until the next call.
     """
+    gc.unfreeze()  # parts of what was set aside before may be dead by now
     gc.collect()
     gc.freeze()
     gc.disable()

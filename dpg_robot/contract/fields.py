@@ -41,6 +41,11 @@ class Field(NamedTuple):
         """Return whether the field is no element of an array."""
         return self.index is None and self.element is None
 
+    def __str__(self) -> str:
+        """Return it as a spec writes it."""
+        key = self.index if self.element is None else self.element
+        return self.path if key is None else f'{self.path}[{key}]'
+
 
 class FieldFault(Exception):
     """A message lacks what a field asks for; ``kind`` is 'missing' or 'size'."""
@@ -56,7 +61,8 @@ def parse_field(text: str) -> Field:
     path, _, key = text.rstrip(']').partition('[')
     if not key:
         return Field(path)
-    return Field(path, index=int(key)) if key.isdigit() else Field(path, element=key)
+    is_index = key.isascii() and key.isdigit()
+    return Field(path, index=int(key)) if is_index else Field(path, element=key)
 
 
 class FieldReader:
@@ -148,11 +154,11 @@ class FieldWriter:
 
         :param message: an empty message; it is kept, and :meth:`write` fills it.
         :param name: what to call the topic in errors.
-        :raises SpecError: if the message lacks a field, or an array would keep a gap that no
-            field fills.
+        :raises SpecError: if the message lacks a field, or holds integers there, if an array
+            would keep a gap that no field fills, or if two fields are one element.
         """
         self.message = message
-        check_fields(fields, message, name)
+        check_fields(fields, message, name, is_written=True)
         self._scalars, self._arrays, arrays = [], [], {}
         parsed = [parse_field(text) for text in fields]
         joints = list(dict.fromkeys(f.element for f in parsed if f.element is not None))
@@ -161,7 +167,11 @@ class FieldWriter:
                 self._scalars.append((*_parent(message, field.path), position))
             else:
                 index = field.index if field.element is None else joints.index(field.element)
-                arrays.setdefault(field.path, {})[index] = position
+                places = arrays.setdefault(field.path, {})
+                if index in places:
+                    raise SpecError(f'{name}: fields must be different elements, got '
+                                    f'{fields[places[index]]} and {fields[position]}')
+                places[index] = position
         for path, places in arrays.items():
             by_name = any(f.path == path and f.element is not None for f in parsed)
             size = len(joints) if by_name else max(places) + 1
@@ -211,10 +221,12 @@ def _view(target):
     return target if isinstance(target, np.ndarray) else np.frombuffer(target, target.typecode)
 
 
-def check_fields(fields: tuple[str, ...], message: Any, name: str) -> None:
+def check_fields(fields: tuple[str, ...], message: Any, name: str,
+                 is_written: bool = False) -> None:
     """Check that a message type has the fields, on an empty message of that type.
 
     :param name: what to call the term in errors.
+    :param is_written: whether they are to be written: no integer holds a command, or a state.
     :raises SpecError: naming the field that the type lacks.
     """
     for text in fields:
@@ -228,3 +240,12 @@ def check_fields(fields: tuple[str, ...], message: Any, name: str) -> None:
                 field.element is not None and not hasattr(message, 'name')):
             kind = 'a number' if field.is_scalar else 'an array of numbers'
             raise SpecError(f'{name}: {type(message).__name__} must have {kind} at {text}')
+        if is_written and not _is_floating(value):
+            raise SpecError(f'{name}: {type(message).__name__} must have floating-point numbers '
+                            f'at {text}, got integers')
+
+
+def _is_floating(value):
+    if isinstance(value, array):
+        return value.typecode in 'fd'
+    return value.dtype.kind == 'f' if isinstance(value, np.ndarray) else isinstance(value, float)

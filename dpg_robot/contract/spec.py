@@ -24,6 +24,7 @@ import re
 
 import numpy as np
 
+from dpg_robot.contract.fields import parse_field
 from dpg_robot.contract.strict import bounded, dump, load, SpecError
 
 SPEC_VERSION = 1
@@ -201,7 +202,7 @@ class PolicySpec:
                     raise SpecError(
                         f'{prefix}{key} terms of one topic must have one message type, got '
                         f'{types[term.topic]} and {term.type} on {term.topic}')
-        written = [(term.topic, path) for term in self.action for path in term.fields]
+        written = [(term.topic, parse_field(path)) for term in self.action for path in term.fields]
         for topic, path in written:
             if written.count((topic, path)) > 1:
                 raise SpecError(f'{prefix}action fields must differ, got {path} on {topic} twice')

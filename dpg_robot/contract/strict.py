@@ -115,9 +115,10 @@ def _convert_scalar(hint, value, name):
         with contextlib.suppress(ValueError):
             value = float(value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise SpecError(f'{name} must be finite, got {value}')
-        return float(value)
+        with contextlib.suppress(OverflowError):  # of an integer that no float holds
+            if math.isfinite(value):
+                return float(value)
+        raise SpecError(f'{name} must be finite, got {value}')
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     words = {float: 'a number', int: 'an integer', bool: 'true or false', str: 'a string'}

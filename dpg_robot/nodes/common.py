@@ -184,7 +184,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node(stop)
-    except (ValueError, RuntimeError, NameValidationException) as error:
+    except (ValueError, RuntimeError, NameValidationException, ParameterException) as error:
         name = re.sub('(?<=[a-z])(?=[A-Z])', '_', make_node.__name__).lower()
         line = ' '.join(str(error).split())
         print(f'{name}: {line}', file=sys.stderr, flush=True)

@@ -46,7 +46,7 @@ from dpg_robot.resources import share_path
 from dpg_robot.runtime.control import PolicyControl
 from dpg_robot.runtime.control_loop import ControlLoop
 from dpg_robot.runtime.inputs import InputGuard
-from dpg_robot.runtime.model_loader import ModelLoader
+from dpg_robot.runtime.model_loader import file_signature, ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.runtime.realtime import prepare_thread
 from dpg_robot.runtime.recorder import FlightRecorder
@@ -59,6 +59,7 @@ _LAST_COMMANDS_GAP_S = 0.005
 _SWITCH_S = 0.0005
 # How often the watchdog looks; and the control thread, whether it shall begin to tick [s].
 _WATCH_S, _IDLE_S = 0.05, 0.02
+_TOP_PRIORITY = 99
 
 
 class PolicyNode(ManagedNode):
@@ -75,7 +76,8 @@ class PolicyNode(ManagedNode):
         self._stop, self._ended = stop, threading.Event()
         self.control = self.control_loop = self.topics = self.loader = self.recorder = None
         self.clock, self.realtime = SteadyClock(), ''
-        self._wanted_model, self._told = self.settings['model'], None
+        self._wanted_model = self.settings['model']
+        self._told, self._told_lately = None, set()
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
         self._status = PolicyStatus(self)
         self._take_models()
@@ -110,6 +112,7 @@ class PolicyNode(ManagedNode):
             raise
 
     def _connect(self, path, settings):
+        seen = file_signature(path)  # before it is read, so that no change is missed
         policy = OnnxPolicy(path)
         self._choose_clock()
         self.topics = PolicyTopics(self, policy.spec, lambda: InputGuard(
@@ -123,7 +126,7 @@ class PolicyNode(ManagedNode):
             self.control.stop(self._estop_fault())
         self.topics.listen(self.control.observation, self.clock)
         self.loader = ModelLoader(policy, path, settings['watch_model'],
-                                  self.control.offer, self._on_model)
+                                  self.control.offer, self._on_model, seen)
         if settings['record_folder']:
             self.recorder = FlightRecorder(
                 settings['record_folder'], policy.spec, policy.content_hash,
@@ -155,6 +158,7 @@ class PolicyNode(ManagedNode):
         quiet_garbage_collector()
         period_s = self.control.policy.spec.control_dt / self.settings['rate_factor']
         self._told = None
+        self._told_lately.clear()
         self.control.open()
         self.control_loop = ControlLoop(
             self.control, period_s, self.topics.receive, self._stop, self.clock)
@@ -227,12 +231,13 @@ class PolicyNode(ManagedNode):
 
     def loop(self) -> None:
         """Tick whenever active, until stopped; then send the safe command a few last times."""
+        # Before this thread has a core: who watches it must not have to wait for that one.
+        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
         self.realtime = prepare_thread(
             self.settings['cpu'], self.settings['realtime_priority'])
         if self.realtime:
             self.get_logger().warning(self.realtime)
         sys.setswitchinterval(_SWITCH_S)
-        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
         try:
             while not self._stop.is_set():
                 self._idle(self.topics)
@@ -264,14 +269,19 @@ class PolicyNode(ManagedNode):
             if time.monotonic() - self._status.published_s >= \
                     self.settings['diagnostics_period_s']:
                 self.report()
+                self._told_lately.clear()
                 collect_garbage()
 
     def _tell_changes(self, loop):
-        """Log and report each change once, not each tick."""
+        """Log and report each change once: not each tick, nor each time that a sensor flickers."""
         faults = {(fault.term, fault.kind) for fault in loop.faults} if loop.faults else None
         if (loop.state, faults) == self._told:
             return
         self._told = loop.state, faults
+        key = loop.state, frozenset(faults or ())
+        if key in self._told_lately:
+            return
+        self._told_lately.add(key)
         if loop.state == 'running':
             self.get_logger().info('all observations are fresh: the policy has command')
         elif loop.state == 'safe':
@@ -282,6 +292,8 @@ class PolicyNode(ManagedNode):
 
     def _watch(self):
         """Send the safe command while the control thread is stuck; runs in a thread of its own."""
+        priority = self.settings['realtime_priority']
+        prepare_thread(-1, min(priority + 1, _TOP_PRIORITY) if priority else 0)
         while not self._ended.wait(_WATCH_S):
             try:
                 loop = self.control_loop

@@ -42,7 +42,7 @@ from dpg_robot.runtime.inputs import InputGuard
 from dpg_robot.runtime.timing import SteadyClock
 
 # How long a topic is not trusted after two publishers were heard in turn [s].
-_DOUBT_S = 1.0
+_DOUBT_S = 5.0
 # A message that seems to have waited longer is stamped by a clock of another epoch [s].
 _LONGEST_QUEUE_S = 86400.0
 _QOS_OVERRIDES = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY,
@@ -129,10 +129,19 @@ class PolicyTopics:
         return queued_s if 0.0 < queued_s < _LONGEST_QUEUE_S else 0.0
 
     def send(self, command: np.ndarray) -> None:
-        """Publish a command, shape (action_dim,); topics with NaN in them are left out."""
+        """Publish a command, shape (action_dim,); topics with NaN in them are left out.
+
+        What fails for one topic is raised when the others have theirs.
+        """
         self._stamp.sec, self._stamp.nanosec = divmod(self._now_ns(), 10**9)
+        failure = None
         for topic, message in self._writer.write(command, self._stamp):
-            self._publishers[topic].publish(message)
+            try:
+                self._publishers[topic].publish(message)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def rehearse_sending(self, command: np.ndarray) -> None:
         """Publish a command on hidden topics, which nobody is meant to hear."""

@@ -20,8 +20,9 @@ from collections import Counter
 
 ZERO_STAMPS = ('arrival', 'refuse')
 
-# Two publishers in turn are told from one that was restarted by doing it again so soon [s].
-_CONFLICT_S = 1.0
+# Two publishers in turn are told from one that was restarted by doing it again so soon, or by
+# following so soon on the last message: nothing starts again as fast [s].
+_CONFLICT_S, _RESTART_S = 2.0, 0.1
 
 
 class InputGuard:
@@ -33,7 +34,8 @@ class InputGuard:
       unknown amount, so a stale state could pass for a fresh one.
     - ``backward``: older than a message that is already here.
     - ``duplicate``: as old as one that is already here, so it tells nothing new.
-    - ``no stamp``: zero, where the policy for zero stamps is to refuse them.
+    - ``no stamp``: zero, where the policy for zero stamps is to refuse them, or where others had
+      one: then it is another publisher's.
 
     A refused message changes nothing; the last good one becomes stale, if no better one comes.
 
@@ -55,7 +57,8 @@ class InputGuard:
 
     def forget(self) -> None:
         """Begin anew, because the clock was set."""
-        self._last_ns, self._sequence, self._switched_s = 0, -1, float('-inf')
+        self._last_ns, self._sequence = 0, -1
+        self._switched_s = self._received_s = float('-inf')
 
     def judge(self, stamp_ns: int | None, now_ns: int) -> str:
         """Return why a message is refused, starting with the kind; empty if it counts.
@@ -65,8 +68,10 @@ class InputGuard:
         """
         self.num_received += 1
         if not stamp_ns:
-            is_refused = stamp_ns == 0 and not self._takes_zero
-            return self._refuse('no stamp', 'its stamp is zero') if is_refused else ''
+            if stamp_ns is None or self._takes_zero and not self._last_ns:
+                return ''
+            return self._refuse('no stamp', 'its stamp is zero'
+                                + ', unlike those before' * self._takes_zero)
         ahead_ns = stamp_ns - now_ns
         if ahead_ns > self._tolerance_ns:
             return self._refuse(
@@ -87,15 +92,16 @@ class InputGuard:
     def has_conflict(self, sequence: int | None, received_s: float) -> bool:
         """Return whether several publishers send in turn.
 
-        Each counts its own messages, so a number that does not grow is another one's. Once, that
-        is a publisher that was started again.
+        Each counts its own messages, so a number that does not grow is another one's. Once, and
+        after a while, that is a publisher that was started again.
 
         :param sequence: the publisher's number of the message; None if it is not known.
         """
         if sequence is None:
             return False
         switched, self._sequence = sequence <= self._sequence, sequence
+        silence_s, self._received_s = received_s - self._received_s, received_s
         if not switched:
             return False
         since_s, self._switched_s = received_s - self._switched_s, received_s
-        return since_s < _CONFLICT_S
+        return since_s < _CONFLICT_S or silence_s < _RESTART_S

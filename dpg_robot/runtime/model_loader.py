@@ -69,18 +69,21 @@ class ModelLoader:
     """
 
     def __init__(self, policy: OnnxPolicy, path: str, watch: bool,
-                 accept: Callable[[OnnxPolicy], None], tell: Callable[[bool, str], None]):
+                 accept: Callable[[OnnxPolicy], None], tell: Callable[[bool, str], None],
+                 seen: tuple[int, ...] | None = None):
         """Start the thread.
 
         :param policy: the one that runs, from the file ``path``.
         :param watch: whether to load that file again when it changes.
         :param accept: takes a policy that may run; called by the thread.
         :param tell: is told whether a request was accepted, and one line about it; likewise.
+        :param seen: the :func:`file_signature` of the file as the policy was read from it; None
+            to take it now.
         """
         self.path, self.refusal = path, ''
         self.num_loaded = self.num_refused = 0
         self._spec, self._accept, self._tell = policy.spec, accept, tell
-        self._watch, self._seen = watch, _signature(path)
+        self._watch, self._seen = watch, seen or file_signature(path)
         self._requests: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name='model_loader', daemon=True)
         self._thread.start()
@@ -112,12 +115,12 @@ class ModelLoader:
                 _logger.exception('model %s', path)
 
     def _changed(self):
-        signature = _signature(self.path) if self._watch else self._seen
+        signature = file_signature(self.path) if self._watch else self._seen
         return self.path if signature not in (self._seen, None) else ''
 
     def _load(self, path):
         # Taken before the file is read: if it changes meanwhile, it is looked at again.
-        signature = _signature(path)
+        signature = file_signature(path)
         try:
             policy = OnnxPolicy(path)
             check_same_contract(self._spec, policy.spec)
@@ -135,7 +138,7 @@ class ModelLoader:
         self._tell(True, f'model {path} ({policy.content_hash[:12]})')
 
 
-def _signature(path):
+def file_signature(path: str | os.PathLike) -> tuple[int, ...] | None:
     """Return what changes with a file; None if there is none."""
     try:
         state = os.stat(path)

@@ -42,7 +42,7 @@ from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import SpecError
 
 LEVELS = {'INFO': 20, 'WARN': 30, 'ERROR': 40}
-STATES = ('unknown', 'waiting', 'running', 'recovering', 'safe', 'estop', 'stalled', 'stopped')
+STATES = ('unknown', 'waiting', 'running', 'recovering', 'safe', 'estop')
 LEAST_BYTES = 2**20
 
 # How many seconds of ticks the ring holds: the start of the writer, or a disk that is busy.
@@ -138,7 +138,7 @@ class FlightRecorder:
         if importlib.util.find_spec('mcap') is None:
             raise SpecError('flight recorder: the package mcap is not installed: see '
                             'requirements/runtime.txt')
-        self.folder, self.spec = Path(folder).resolve(), spec
+        self.folder, self.spec = Path(folder).expanduser().resolve(), spec
         self._lock = _lock(self.folder)
         ring = os.memfd_create('flight')
         self._ring = Ring(ring, spec, rate_factor)

@@ -55,9 +55,11 @@ def read(fields, message):
     ('data[12]', Field('data', index=12)),
     ('a.data[0]', Field('a.data', index=0)),
     ('position[elbow_joint]', Field('position', element='elbow_joint')),
-    ('position[arm/joint 1]', Field('position', element='arm/joint 1'))])
+    ('position[arm/joint 1]', Field('position', element='arm/joint 1')),
+    ('position[\u00b2]', Field('position', element='\u00b2'))])
 def test_parse(text, field):
     assert parse_field(text) == field
+    assert str(field) == text
 
 
 def test_read_in_the_order_of_the_fields():
@@ -109,11 +111,21 @@ def test_write_joints_with_their_names():
 @pytest.mark.parametrize('fields, words', [
     (('position[0]', 'position[2]'), 'topic: every element of position .* element 1 of 3'),
     (('position[a]', 'position[b]', 'velocity[b]'), 'every element of velocity'),
+    (('position[0]', 'position[a]'), r'different elements, got position\[0\] and position\[a\]'),
     (('torque',), 'topic: SimpleNamespace must have a number at torque'),
     (('name[0]',), r'must have an array of numbers at name\[0\]')])
 def test_what_cannot_be_written(fields, words):
     with pytest.raises(SpecError, match=words):
         FieldWriter(fields, joints(), 'topic')
+
+
+@pytest.mark.parametrize('value, field', [
+    (3, 'data'), (array('B'), 'data[0]'), (np.zeros(2, np.int32), 'data[1]')])
+def test_integers_hold_no_command(value, field):
+    message = SimpleNamespace(data=value)
+    check_fields((field,), message, 'position')
+    with pytest.raises(SpecError, match='topic: .* floating-point numbers at .* got integers'):
+        FieldWriter((field,), message, 'topic')
 
 
 def test_a_fixed_array_cannot_grow():

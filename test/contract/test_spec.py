@@ -123,6 +123,9 @@ def test_two_actions_in_one_field_are_refused():
     message = r'action fields must differ, got data\[0\] on effort/commands twice'
     with pytest.raises(SpecError, match=message):
         PolicySpec.from_json(dataclasses.replace(joint_spec(), action=(twice,)).to_json())
+    twice = dataclasses.replace(term, fields=('data[0]', 'data[00]'))
+    with pytest.raises(SpecError, match=message):
+        PolicySpec.from_json(dataclasses.replace(joint_spec(), action=(twice,)).to_json())
     other = dataclasses.replace(term, name='other')
     with pytest.raises(SpecError, match=message):
         PolicySpec.from_json(dataclasses.replace(joint_spec(), action=(term, other)).to_json())

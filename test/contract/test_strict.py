@@ -64,6 +64,7 @@ def test_an_integer_is_a_number():
     ({'limits': 3.0}, 'world.limits must be a list, got 3.0'),
     ({'limits': [None, 'x']}, r"world.limits\[1\] must be a number, got 'x'"),
     ({'limits': [float('nan')]}, r'world.limits\[0\] must be finite, got nan'),
+    ({'limits': [10 ** 400]}, r'world.limits\[0\] must be finite, got 1000'),
     ({'inner': 3}, 'world.inner must be a mapping, got 3'),
     ({'inner': {}}, 'world.inner.gain is required and missing'),
     ({'inner': {'gain': -0.1}}, 'world.inner.gain must be at least 0, got -0.1'),

@@ -15,6 +15,8 @@
 """Tests of policy_node as a process, over real topics."""
 
 from array import array
+import os
+from pathlib import Path
 import signal
 import threading
 import time
@@ -181,9 +183,9 @@ def test_commands_stay_within_limits_and_rates(ros, running):
     assert int(told['rate_limited.torque.shoulder']) > 0
 
 
-def test_a_flickering_sensor_does_not_alternate_the_commands(ros, running):
+def test_a_flickering_sensor_does_not_alternate_the_commands(ros, arm, running):
     feeder, commands = running
-    first = len(ros.diagnostics)
+    first, told = len(ros.diagnostics), arm[2].log.read_text().count('safe command')
     feeder.flickers = True
     time.sleep(0.2)
     begin = len(commands)
@@ -196,6 +198,8 @@ def test_a_flickering_sensor_does_not_alternate_the_commands(ros, running):
     ros.wait(lambda: newest(commands) == EXPECTED, what='the policy in command')
     assert any(status.message == 'recovering' and status.level == DiagnosticStatus.WARN
                for status in ros.diagnostics[first:])
+    # Told once for each report of 0.2 s, not for each of some thirty bad messages.
+    assert 1 <= arm[2].log.read_text().count('safe command') - told <= 10
 
 
 @pytest.mark.parametrize('change, term, kind', [
@@ -281,6 +285,24 @@ def test_signals_back_to_back_end_it_as_one_does(ros, model):
         assert time.monotonic() - begin < 3.0
         ros.wait(lambda: newest(commands) == [0.0, 0.0], what='a last safe command')
     feeder.close()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs two cores')
+def test_only_the_control_thread_has_the_core(ros, model):
+    """The watchdog above all must not wait for a core that a stuck policy has."""
+    core = max(os.sched_getaffinity(0))
+    process = ros.start('policy_node', ['-r', '__ns:=/cell6'], model=model, cpu=core)
+    ros.status('cell6/policy_node: control')
+    threads = [(task / 'status').read_text()
+               for task in Path(f'/proc/{process.pid}/task').iterdir()]
+    assert sum(f'Cpus_allowed_list:\t{core}\n' in text for text in threads) == 1
+    assert ros.stop(process) == 0
+
+
+def test_a_parameter_of_another_type_ends_it_with_one_line(ros, model):
+    process = ros.start('policy_node', ['-r', '__ns:=/cell7'], model=model, use_sim_time=1)
+    assert process.wait(timeout=20) == 2
+    assert len(process.log.read_text().strip().splitlines()) == 1
 
 
 STICKY = """

@@ -16,6 +16,7 @@
 
 from array import array
 import time
+from types import SimpleNamespace
 
 import numpy as np
 from policy_files import joint_spec
@@ -129,3 +130,18 @@ def test_closed_topics_deliver_nothing(bench):
     ({'received_timestamp': 10**9}, 0.0)])  # time since the machine was started
 def test_how_long_a_message_waited(bench, info, queued_s):
     assert bench[0]._queued_s(info, 10**18) == pytest.approx(queued_s)
+
+
+def test_a_topic_that_fails_keeps_no_command_from_another(bench):
+    topics, _ = bench
+    sent = []
+
+    def fail(message):
+        raise TypeError('no number')
+    topics._writer = SimpleNamespace(write=lambda command, stamp: [('bad', 0), ('good', 1)])
+    topics._publishers, kept = {'bad': SimpleNamespace(publish=fail),
+                                'good': SimpleNamespace(publish=sent.append)}, topics._publishers
+    with pytest.raises(TypeError, match='no number'):
+        topics.send(np.zeros(2))
+    topics._publishers = kept
+    assert sent == [1]

@@ -40,6 +40,12 @@ def test_zero_stamps_may_be_refused():
     assert (strict.refused, strict.num_received) == ({'no stamp': 1}, 2)
 
 
+def test_a_stamp_left_out_among_others_is_of_another_publisher():
+    one = guard()
+    assert [one.judge(stamp_ns, NOW) for stamp_ns in (0, NOW, 0, NOW + 1)] == [
+        '', '', 'no stamp, its stamp is zero, unlike those before', '']
+
+
 def test_a_stamp_must_grow():
     one = guard()
     told = [one.judge(NOW + offset, NOW).partition(',')[0] for offset in (0, 0, -S, 1, 0, 2)]
@@ -64,11 +70,21 @@ def test_topics_recover_when_this_clock_is_set_back():
     ((5, 1, 6, 2, 7, 3), 2), ((1, 1, 2, 2), 1), ((None, None), 0)])
 def test_publishers_in_turn(sequences, conflicts):
     one = guard()
-    found = [one.has_conflict(sequence, 0.02 * i) for i, sequence in enumerate(sequences)]
+    found = [one.has_conflict(sequence, 0.2 * i) for i, sequence in enumerate(sequences)]
     assert sum(found) == conflicts
+
+
+@pytest.mark.parametrize('sequences, times_s, conflicts', [
+    # Too soon for a restart: each message of a slow one among those of a fast one is found out.
+    ((500, 501, 3, 502, 560, 4), (0.0, 0.02, 0.03, 0.04, 5.0, 5.01), 2),
+    ((500, 1, 2), (0.0, 0.11, 0.13), 0),  # a restart
+    ((7, 8, 7, 8), (0.0, 0.5, 1.0, 1.5), 0), ((7, 3, 8, 4), (0.0, 0.9, 1.8, 2.7), 1)])
+def test_slow_publishers_in_turn(sequences, times_s, conflicts):
+    one = guard()
+    assert sum(map(one.has_conflict, sequences, times_s)) == conflicts
 
 
 def test_two_restarts_with_time_between_them_are_no_conflict():
     one = guard()
     assert not any(one.has_conflict(sequence, time_s)
-                   for sequence, time_s in ((5, 0.0), (1, 0.1), (6, 0.2), (1, 1.2)))
+                   for sequence, time_s in ((5, 0.0), (1, 0.2), (6, 0.3), (1, 2.3)))

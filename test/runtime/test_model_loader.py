@@ -23,7 +23,7 @@ import pytest
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.runtime import model_loader
-from dpg_robot.runtime.model_loader import check_same_contract, ModelLoader
+from dpg_robot.runtime.model_loader import check_same_contract, file_signature, ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
 
@@ -85,6 +85,16 @@ def test_a_watched_file_is_loaded_when_it_changes(bench):
     replace(path, 4 * reach_weights())
     assert accepted.get(timeout=20).content_hash != first.content_hash
     assert (loader.num_loaded, loader.num_refused) == (2, 1)
+
+
+def test_a_change_since_the_file_was_read_is_noticed(bench):
+    path, _, accepted, told = bench
+    seen, policy = file_signature(path), OnnxPolicy(path)
+    replace(path, 3 * reach_weights())
+    loader = ModelLoader(policy, str(path), True, accepted.put, lambda *words: told.put(words),
+                         seen)
+    assert accepted.get(timeout=20).content_hash != policy.content_hash
+    loader.close()
 
 
 def test_a_file_that_is_not_watched_may_change(bench):

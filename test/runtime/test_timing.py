@@ -14,12 +14,15 @@
 
 """Tests of pacing and latency statistics."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
+from dpg_robot import garbage
 from dpg_robot.runtime import timing
 from dpg_robot.runtime.timing import (
     Deadlines,
@@ -284,3 +287,21 @@ def test_statistics_forget_what_left_the_window():
         statistics.add(value)
     assert statistics.summary_us()['max'] == pytest.approx(2.0)
     assert statistics.count == 20
+
+
+def test_what_was_set_aside_and_died_is_collected():
+    """A node that is configured again and again must not keep every policy it ever had."""
+    class Part:
+        pass
+    part = Part()
+    part.itself, dead = part, weakref.ref(part)
+    try:
+        garbage.quiet_garbage_collector()
+        del part
+        garbage.collect_garbage()
+        assert dead() is not None
+        garbage.quiet_garbage_collector()
+        assert dead() is None
+    finally:
+        gc.unfreeze()
+        gc.enable()
