@@ -31,10 +31,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, replace
+from fractions import Fraction
 import functools
+from importlib import metadata
 from importlib.util import find_spec
 import json
-import math
 import os
 from pathlib import Path
 import platform
@@ -46,10 +47,11 @@ import gymnasium
 import numpy as np
 
 from dpg_robot.bench.cache import cached, digest, source
+from dpg_robot.bench.figures import interval
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import EVAL_ENVS, load_config, open_trainer, versions
 import dpg_robot.learn
-from dpg_robot.learn.evaluate import evaluate, wilson_interval
+from dpg_robot.learn.evaluate import evaluate
 from dpg_robot.learn.hindsight import goals_of
 from dpg_robot.sim.world import make_vector, make_world
 
@@ -58,24 +60,34 @@ ROOM = Path(dpg_robot.learn.__file__).parents[1]
 CODE = ROOM / 'learn', ROOM / 'sim', Path(__file__)
 CURVE_EPISODES = 20
 FINAL_SEED = 2_000_000
+PEER, LIBRARY = 'sb3_sac', 'stable-baselines3'
+MOST_STEPS_BETWEEN_UPDATES = 64
 
 
 def kept(run, folder, config, name, seed, steps, episodes):
     """Return the figures of a finished run, after running it if it is not among those kept."""
-    key = digest([dump(config), steps, episodes, versions(), source(*CODE)])
+    key = digest([dump(config), steps, episodes, versions_with([name]), source(*CODE)])
     return cached(folder / f'{config.world.task}-{name}-{seed}-{key}.pt', run)
+
+
+def versions_with(names):
+    """Return the versions that the figures of these learners depend on."""
+    is_with_peer = any(name.startswith(PEER) for name in names)
+    return versions() | ({LIBRARY: metadata.version(LIBRARY)} if is_with_peer else {})
 
 
 def run_ours(config, name, seed, steps, episodes):
     """Train one estimator; return its curve, final evaluation and seconds of training."""
-    config = replace(config, trainer=replace(config.trainer, seed=seed, env_steps=steps))
-    curve = []
+    # Reported as often as evaluated, so that an evaluation is told at the step it belongs to.
+    config = replace(config, trainer=replace(config.trainer, seed=seed, env_steps=steps,
+                                             log_every_steps=config.trainer.eval_every_steps))
+    curve, newest = [], None
 
     def note(progress):
-        if not curve or curve[-1][0] != progress.env_steps:
-            if progress.env_steps % config.trainer.eval_every_steps == 0:
-                success = None if math.isnan(progress.eval_success) else progress.eval_success
-                curve.append((progress.env_steps, success, progress.eval_return))
+        nonlocal newest
+        if trainer.last_eval is not newest:  # the last report may come without a new one
+            newest = trainer.last_eval
+            curve.append((progress.env_steps, newest['success'], newest['return_mean']))
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = open_trainer(config, Path(folder) / 'run', resume=False)
@@ -139,8 +151,8 @@ def run_sac(config, name, seed, steps, episodes):
     if name.endswith('matched'):
         env = ScaledRewards(env, learner.reward_scale)
         settings |= {'gamma': learner.gamma, 'batch_size': learner.batch_size,
-                     'train_freq': round(1 / config.trainer.updates_per_step),
-                     'policy_kwargs': {'net_arch': list(learner.hidden)}}
+                     'policy_kwargs': {'net_arch': list(learner.hidden)},
+                     **update_rhythm(config.trainer.updates_per_step)}
     kind = 'MultiInputPolicy' if view else 'MlpPolicy'
     _choose_threads(lambda: SAC(kind, env, **settings))
     model = SAC(kind, env, seed=seed, **settings)
@@ -172,6 +184,13 @@ def run_sac(config, name, seed, steps, episodes):
             'seconds_per_env_step': seconds / steps}
 
 
+def update_rhythm(updates_per_step):
+    """Return after how many steps the library makes how many updates, both whole numbers."""
+    most = max(MOST_STEPS_BETWEEN_UPDATES, round(1 / updates_per_step))
+    ratio = Fraction(updates_per_step).limit_denominator(most)
+    return {'train_freq': ratio.denominator, 'gradient_steps': ratio.numerator}
+
+
 def _choose_threads(make):
     """Give the peer the number of torch threads with which it is fastest here."""
     import torch
@@ -187,14 +206,15 @@ def _choose_threads(make):
 
 
 def summarise(runs):
-    """Return means over seeds with 95 % intervals (bootstrap over seeds; pooled Wilson)."""
+    """Return means over seeds, with Student's 95 % interval of each mean; null for one seed.
+
+    That of success is cut off at 0 and 1, and has no width where all seeds succeed equally often.
+    """
     returns = np.array([run['final']['return_mean'] for run in runs])
-    drawn = np.random.default_rng(0).choice(returns, (10_000, len(returns))).mean(1)
     speeds = [run['seconds_per_env_step'] for run in runs]
     return {
         'success': _summarise_success([run['final'] for run in runs]),
-        'return': {'mean': float(returns.mean()),
-                   'interval': np.percentile(drawn, (2.5, 97.5)).tolist()},
+        'return': {'mean': float(returns.mean()), 'interval': interval(returns)},
         'seconds_per_env_step': {'median': float(np.median(speeds)), 'all': speeds},
         'runs': runs}
 
@@ -202,10 +222,11 @@ def summarise(runs):
 def _summarise_success(finals):
     if finals[0]['success'] is None:  # the task knows none
         return None
-    episodes = sum(final['episodes'] for final in finals)
-    successes = round(sum(final['success'] * final['episodes'] for final in finals))
-    return {'mean': successes / episodes, 'min': min(final['success'] for final in finals),
-            'interval': wilson_interval(successes, episodes), 'episodes': episodes}
+    rates = np.array([final['success'] for final in finals])
+    ends = interval(rates)
+    return {'mean': float(rates.mean()), 'min': float(rates.min()),
+            'interval': ends and np.clip(ends, 0.0, 1.0).tolist(),
+            'episodes': sum(final['episodes'] for final in finals)}
 
 
 def plot(result, path):
@@ -247,18 +268,21 @@ def main():
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help='change any key of the YAML: learner.sigma=0.3')
     options = parser.parse_args()
-    if any(name.startswith('sb3') for name in options.learners) and not find_spec(
-            'stable_baselines3'):
+    peers = [name for name in options.learners if name.startswith(PEER)]
+    if peers and not find_spec('stable_baselines3'):
         parser.error('the peers need: .venv/bin/pip install -r requirements/bench.txt '
                      '-c requirements/constraints.txt')
     source(*CODE)
-    peers = [name for name in options.learners if name.startswith('sb3_sac')]
     try:
         configs = {name: load_config(options.task, options.set if name in peers else
-                                     [*options.set, f'learner.estimator={name}'])
+                                     [*options.set, f'estimator={name}'])
                    for name in options.learners}
     except SpecError as error:
         parser.error(str(error))
+    every = next(iter(configs.values())).trainer.eval_every_steps
+    if not 1 <= every <= options.steps:
+        parser.error('trainer.eval_every_steps must be 1 to --steps '
+                     f'({options.steps}), else there is no curve; got {every}')
     runs = {name: [] for name in options.learners}
     for seed in range(options.seeds):
         for name, config in configs.items():
@@ -274,7 +298,8 @@ def main():
     result = {
         'task': options.task, 'noise': asdict(next(iter(configs.values())).world.noise),
         'env_steps': options.steps, 'seeds': options.seeds,
-        'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
+        'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]),
+        'versions': versions_with(options.learners),
         'machine': f'{platform.machine()}, {os.cpu_count()} cores',
         'estimators': {name: summarise(entry) for name, entry in runs.items()}}
     path = options.output or RESULTS / f'learning_{options.task}.json'

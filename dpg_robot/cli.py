@@ -179,13 +179,16 @@ def write_json(path: Path | None, result: dict) -> None:
 
 
 def _train(options):
-    from dpg_robot.experiment import CONFIG_FILE, load_config
+    from dpg_robot.experiment import CHECKPOINT_FILE, CONFIG_FILE, load_config
     if options.config is None and not options.resume:
         raise SpecError('name a task, such as fetch_reach, or a YAML file; or use --resume')
     run_dir = options.run_dir or Path('runs') / Path(options.config or 'fetch_reach').stem
     config = options.config or run_dir / CONFIG_FILE
-    if not Path(config).exists() and not options.config:
-        raise SpecError(f'{run_dir} holds no training to resume: there is no {CONFIG_FILE}')
+    # A run that was killed before its first checkpoint has a config, and begins anew.
+    wanted = [CONFIG_FILE, CHECKPOINT_FILE] if options.config else [CONFIG_FILE]
+    if options.resume and not any((run_dir / name).exists() for name in wanted):
+        raise SpecError(f'{run_dir} holds no training to resume: there is no '
+                        + ' and no '.join(wanted))
     if not train(load_config(config, _overrides(options)), run_dir, options.resume):
         print(f'stopped; go on with: dpg-robot train --resume --run-dir {run_dir}')
         raise SystemExit(130)  # not done, so that what follows in a script does not go on

@@ -139,14 +139,18 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
 
     :param config: None to take what the run was started with; a resumed run may only differ
         from that in ``trainer.env_steps``, ``trainer.workers`` and ``trainer.cuda_graphs``.
-    :raises SpecError: if a run is there and ``resume`` is false, if there is none to resume, if
-        it is another one, if the task has no goals for ``trainer.hindsight``, or if the device is
-        missing, too small, or has no version of the task.
+    :param resume: go on from the checkpoint that is there, or begin where there is none.
+    :raises SpecError: if a checkpoint is there and ``resume`` is false, if there is no
+        ``config`` and none to resume with, if the run there is another one, if the task has no
+        goals for ``trainer.hindsight``, or if the device is missing, too small, or has no version
+        of the task.
     """
     run_dir = Path(run_dir)
     path, started = run_dir / CONFIG_FILE, (run_dir / CHECKPOINT_FILE).exists()
     if started and not resume:
         raise SpecError(f'{run_dir} already holds a training; resume it, or choose another folder')
+    if config is None and not resume:
+        raise SpecError(f'config of a new training in {run_dir} must be given, got None')
     if config is None and not path.exists():
         raise SpecError(f'{run_dir} holds no training to resume: there is no {CONFIG_FILE}')
     if path.exists() and resume:

@@ -78,6 +78,15 @@ def test_interrupted_training_resumes(tmp_path):
     assert yaml.safe_load((tmp_path / 'config.yaml').read_text())['learner']['hidden'] == [16]
 
 
+@pytest.mark.parametrize('task', [[], ['fetch_reach']])
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run_dir, tmp_path, task):
+    (tmp_path / 'config.yaml').write_bytes((run_dir / 'config.yaml').read_bytes())
+    changes = ['--env-steps', '400', *SMALL] if task else []
+    main(['train', *task, '--resume', '--run-dir', str(tmp_path), *changes])
+    assert (tmp_path / 'metrics.jsonl').read_text().count('\n') == 2  # at steps 200 and 400
+    assert (tmp_path / 'checkpoint.pt').exists()
+
+
 def test_inspect_prints_the_contract_and_the_card_is_the_same(run_dir):
     text = run('inspect', run_dir / 'model.onnx').stdout
     for needed in ('end_effector/command', 'geometry_msgs/msg/TwistStamped', '-0.8125 to 0.8125',
@@ -112,6 +121,8 @@ def test_evaluate_writes_what_it_prints(run_dir, tmp_path):
     (['train', 'fetch_reach', '--set', 'world.noise.actuator=-0.1'],
      'world.noise.actuator must be at least 0, got -0.1'),
     (['train', '--resume', '--run-dir', '{tmp}/none'], 'none holds no training to resume'),
+    (['train', 'fetch_reach', '--resume', '--run-dir', '{tmp}/none'],
+     'none holds no training to resume: there is no config.yaml and no checkpoint.pt'),
     (['train', 'fetch_reach', '--run-dir', '{run}'], 'already holds a training'),
     (['train', '--resume', '--run-dir', '{run}', '--seed', '5'], 'trainer.seed must be 0'),
     (['evaluate', '{tmp}/none.onnx'], 'none.onnx cannot be read'),

@@ -157,6 +157,7 @@ def test_which_run_is_where(tmp_path):
     with pytest.raises(SpecError, match='/run holds no training to resume: there is no '
                        'config.yaml$'):
         open_trainer(None, run_dir, resume=True)
+    assert not run_dir.exists()
     with pytest.raises(SpecError, match='/run holds no checkpoint to export: there is no '
                        'checkpoint.pt$'):
         export_run(run_dir, run_dir / 'model.onnx')
@@ -166,6 +167,14 @@ def test_which_run_is_where(tmp_path):
                        'another folder$'):
         open_trainer(config, run_dir, resume=False)
     assert open_trainer(None, run_dir, resume=True).env_steps == 4
+
+
+def test_a_new_training_needs_a_config(tmp_path):
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(dump(tiny_config())))
+    with pytest.raises(SpecError, match='^config of a new training in .* must be given, got None'):
+        open_trainer(None, tmp_path, resume=False)
+    trainer = open_trainer(None, tmp_path, resume=True)  # killed before its first checkpoint
+    assert trainer.env_steps == 0 and trainer.identity == dump(tiny_config())
 
 
 def test_world_of_a_policy():

@@ -32,7 +32,7 @@ from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.outcome import one_step_target
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.trainer import Trainer
-from dpg_robot.sim.world import make_vector
+from dpg_robot.sim.world import make_vector, make_world
 
 # The learner's settings that matter to the critic that collects; the others keep their defaults,
 # so that what is collected serves whatever the estimators are set to.
@@ -89,13 +89,20 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
                      seed: int) -> ExperimentConfig:
     """Return the training that collects ``num_transitions`` for each of the two replicas.
 
-    :raises SpecError: if the noise does not allow to measure the truth.
+    :raises SpecError: if noise or limited commands do not allow to measure the truth.
     """
     for key, value in config.world.noise.beyond_white.items():
         none = '{}' if isinstance(value, dict) else 0
         raise SpecError(f'world.noise.{key} must be {none} to measure gradients: state and '
                         'command must tell what one step does, but for white noise on the '
                         f'command; got {value}')
+    for term in make_world(config.world).policy_spec.action:
+        for key in ('rate_limit', 'acceleration_limit'):
+            limits = getattr(term, key)
+            if any(limit is not None for limit in limits):
+                raise SpecError(f'{key} of the action term {term.name} must be null to measure '
+                                'gradients: what a command does must not depend on the one '
+                                f'before; got {list(limits)}')
     num_worlds = config.trainer.num_worlds + config.trainer.num_worlds % NUM_REPLICAS
     steps = NUM_REPLICAS * num_transitions
     trainer = replace(config.trainer, algorithm='off_policy', device='cpu', env_steps=steps,

@@ -49,12 +49,13 @@ from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import ExperimentConfig, load_config, versions
 import dpg_robot.learn
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
+from dpg_robot.sim.world import make_world
 
 FRACTIONS = (4, 2, 1)
 ROOM = Path(dpg_robot.learn.__file__).parent
 SWEEPS = {'noise': 'world.noise.actuator', 'dead_actuators': 'world.dead_actuators'}
-# fit(learner config, names, data, policy, value, seed) gives for each name a function of physical
-# obs (n, obs_dim) and action (n, action_dim).
+# fit(learner config, names, data, policy, value, seed, places of the achieved goal) gives for each
+# name a function of physical obs (n, obs_dim) and action (n, action_dim).
 Fit = Callable[..., dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]]
 
 
@@ -199,7 +200,8 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
               f'{count} transitions of replica {"AB"[which]}')
         data = collection.replica(which, count)
         fit_seed = int(np.random.SeedSequence([seed, which, count]).generate_state(1)[0])
-        fitted = fit(config.learner, missing, data, *collection.networks(config), fit_seed)
+        goal = make_world(config.world).achieved_goal
+        fitted = fit(config.learner, missing, data, *collection.networks(config), fit_seed, goal)
         folder.mkdir(parents=True, exist_ok=True)
         for name in missing:
             gradient = fitted[name](truth.obs, truth.action).detach()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
@@ -71,13 +72,13 @@ class ActionGradient(nn.Module):
         :param value: slow copy of V, from normalised observations, shared with the learner.
         :param achieved_goal: places of the achieved goal in the observation.
         :param waits: whether an update may look at values, for which a GPU must be waited for.
-        :raises ValueError: if the outcome is the achieved goal and there is none.
+        :raises SpecError: if the outcome is the achieved goal and there is none.
         """
         super().__init__()
         self.config, self.estimator = config, ESTIMATORS[config.estimator]
         self.norm, self.value, self.action_dim = norm, value, action_dim
         if config.outcome == 'achieved_goal' and not achieved_goal:
-            raise ValueError('outcome achieved_goal needs a task with an achieved goal, got none')
+            raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
         self.best_lean, self.waits = best_lean if waits else best_lean_on_device, waits
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         name, state_action = config.estimator, obs_dim + action_dim
@@ -114,7 +115,8 @@ class ActionGradient(nn.Module):
         if self.estimator.leans:
             return {'critic': ('critic',), 'model': ('model',),
                     'both': ('critic', 'model')}[self.config.lean_on]
-        return ('critic',) if self.config.estimator == 'reinforce' else ()
+        # That of reinforce makes up for the baseline's dependence on the action.
+        return (self.config.baseline,) if self.config.estimator == 'reinforce' else ()
 
     def parameter_groups(self) -> list[dict]:
         """Return the optimiser's groups."""
@@ -248,6 +250,8 @@ class ActionGradient(nn.Module):
 
         :param obs: normalised observations, shape (B, obs_dim).
         """
+        if self.config.estimator == 'disturbance_critic':
+            return self.scale * self._smoothed_critic(obs, action)[1]
         return self.scale * self._advantages(obs, action)
 
     def _advantages(self, obs, action):

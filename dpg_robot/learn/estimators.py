@@ -109,18 +109,20 @@ def lean_moments(sample: Sample, weight: torch.Tensor | float = 1.0) -> torch.Te
     ``M_ij = <(h_i . w xi) (h_j . xi)>`` and ``v_i = <(h_i . w xi) (y - b)>``, for any weights w.
     With w = 1 that is least squares; but the xi of an element of the action that the outcome
     hardly depends on is large, mostly noise, and must not decide. To be averaged over batches.
+    M is not symmetric: the h_i . w xi are instruments.
 
     :param weight: w, shape (action_dim,).
     :return: [M, v], shape (num_guides, num_guides + 1).
     """
     weighed = (weight * sample.guides * sample.disturbance).sum(-1)
-    matrix = weighed @ explained_by_guides(sample).T
-    moments = torch.cat([(matrix + matrix.T) / 2, (weighed @ sample.advantage)[:, None]], 1)
-    return moments / len(sample.advantage)
+    known = torch.cat([explained_by_guides(sample), sample.advantage[None]])
+    return weighed @ known.T / len(sample.advantage)
 
 
 def best_lean(moments: torch.Tensor) -> torch.Tensor:
     """Return the best coefficients c_i within 0 and ``MAX_LEAN``.
+
+    Each solves its own equation, or is at the bound that keeps it from that.
 
     :param moments: averages of :func:`lean_moments`.
     """
@@ -137,9 +139,8 @@ def best_lean(moments: torch.Tensor) -> torch.Tensor:
 def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     """Return the same as :func:`best_lean`, without ever waiting for a device.
 
-    At the least of a convex function in a box each coefficient is at one bound, at the other, or
-    where it would be with the others as they are: every choice is solved at once, and the one
-    with the least value taken.
+    Each coefficient is at one bound, at the other, or where it would be with the others as they
+    are: every choice is solved at once, and the one taken that is least wrong.
     """
     matrix, covariance = moments[:, :-1].double(), moments[:, -1].double()
     matrix = matrix + torch.diag(_ridge(matrix.diagonal()))
@@ -148,11 +149,13 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     free, bound = choice == 2, MAX_LEAN * (choice == 1).double()
     both_free = free[:, :, None] & free[:, None, :]
     system = torch.where(both_free, matrix, torch.diag_embed((~free).double()))
-    goal = torch.where(free, covariance - bound @ matrix, bound)
-    # What leaves the box is brought back, and then is no better than the best.
+    goal = torch.where(free, covariance - bound @ matrix.T, bound)
+    # What leaves the box is brought back, and then solves nothing.
     lean = eliminate(system, goal[..., None])[..., 0].clamp(0, MAX_LEAN)
-    value = ((0.5 * lean @ matrix - covariance) * lean).sum(-1)
-    return lean.index_select(0, value.argmin()[None])[0].to(moments.dtype)
+    # Where each would go with the others as they are.
+    wanted = lean + (covariance - lean @ matrix.T) / matrix.diagonal()
+    wrong = (wanted.clamp(0, MAX_LEAN) - lean).abs().amax(-1)
+    return lean.index_select(0, wrong.argmin()[None])[0].to(moments.dtype)
 
 
 def _ridge(diagonal):

@@ -45,13 +45,15 @@ NUM_DRAWS = 10  # of denoising noise, to average over
 
 
 def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, policy, value,
-                 seed: int) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+                 seed: int, achieved_goal: tuple[int, ...] = ()
+                 ) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
     """Fit estimators to the same transitions and the same target y.
 
     :param names: of estimators.
     :param data: transitions, N of them in the order of time.
     :param policy: gives the normaliser of observations; ``value`` is V, from normalised
         observations: both stay as they are.
+    :param achieved_goal: places of the achieved goal in the observation.
     :return: for each name a function of physical observations (n, obs_dim) and normalised
         actions (n, action_dim) that gives gradients (n, action_dim).
     :raises SpecError: if a name is unknown, or there are too few transitions.
@@ -70,7 +72,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
     for name in names:
         torch.manual_seed(seed)
         fits[name] = ActionGradient(
-            replace(config, estimator=name), *dims, policy.norm, value)
+            replace(config, estimator=name), *dims, policy.norm, value, achieved_goal)
         set_products(fits[name], config.precision)
     set_products(value, 'float32')  # y is the same for all, and as in the truth
     outcome_norm = RunningNorm(dims[0] + 1)

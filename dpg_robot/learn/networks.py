@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from dpg_robot.contract.strict import SpecError
+
 
 class EnsembleMLP(nn.Module):
     """``num_members`` independent multilayer perceptrons of one shape, evaluated together.
@@ -135,9 +137,13 @@ def set_products(module: nn.Module, precision: str, device: str = 'cpu') -> None
     :param precision: ``float32``, ``bfloat16`` for narrow ones, or ``auto`` for these on a
         processor that is faster with them.
     :param device: ``cpu``; elsewhere none are narrow.
+    :raises SpecError: if they are asked for elsewhere.
     """
-    narrow = device == 'cpu' and (
-        precision == 'bfloat16' or precision == 'auto' and _has_bfloat16())
+    if precision == 'bfloat16' and device != 'cpu':
+        raise SpecError('learner.precision must be auto or float32 on any device but a CPU, '
+                        f'got bfloat16 on {device}')
+    narrow = precision == 'bfloat16' or \
+        precision == 'auto' and device == 'cpu' and _has_bfloat16()
     for network in module.modules():
         if isinstance(network, EnsembleMLP):
             network.narrow = narrow

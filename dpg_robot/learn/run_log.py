@@ -70,11 +70,11 @@ class RunLog:
 
 @contextlib.contextmanager
 def open_log(run_dir: Path, env_steps: int) -> Iterator[RunLog]:
-    """Log from this step on; what a killed run logged after its last checkpoint is forgotten."""
+    """Log what follows this step; what a killed run logged after it is forgotten."""
     # Imported here: TensorBoard takes a second that evaluation and export need not pay.
     from torch.utils.tensorboard import SummaryWriter
     _trim(run_dir / METRICS_FILE, env_steps)
-    with SummaryWriter(run_dir / 'tensorboard', purge_step=env_steps) as writer:
+    with SummaryWriter(run_dir / 'tensorboard', purge_step=env_steps + 1) as writer:
         yield RunLog(run_dir, writer)
 
 

@@ -58,7 +58,7 @@ def clipped_moments(mean, width):
     return np.array([one(m) for m in mean]).T
 
 
-def linear_fit(config, names, data, policy, value, seed):
+def linear_fit(config, names, data, policy, value, seed, achieved_goal):
     """Regress the target on [1, a]: the same gradient everywhere, for each of the names."""
     target = one_step_target(config, policy.norm, value, data.reward, data.next_obs,
                              data.terminated)

@@ -125,6 +125,16 @@ def test_a_world_whose_truth_cannot_be_measured_is_refused(override, message):
         collector_config(load_config('reacher', [override]), 100, 0)
 
 
+@pytest.mark.parametrize('override, limits', [
+    ('world.robot.control=position', r'joint_position must be null .*: .* got \[1\.5, 1\.5'),
+    ('world.robot.acceleration_limit=[5.0]', r'joint_velocity must be null .* got \[5\.0, 5\.0')])
+def test_a_robot_whose_commands_are_limited_is_refused(override, limits):
+    """The truth is measured below the limits, and what a command does depends on the last."""
+    with pytest.raises(SpecError, match=f'^rate_limit of the action term {limits}'):
+        collector_config(load_config('six_axis_reach', [override]), 100, 0)
+    assert collector_config(load_config('six_axis_reach'), 100, 0).trainer.num_worlds == 4
+
+
 def test_a_stored_collection_is_the_same(config, collection, tmp_path):
     path = tmp_path / 'deep' / 'collection.pt'
     cached(path, lambda: collection)

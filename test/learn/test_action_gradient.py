@@ -515,3 +515,41 @@ def test_each_estimator_has_the_networks_that_it_needs(
              if getattr(gradient, name) is not None}
     assert found == set(networks.split())
     assert len(gradient.parameter_groups()) == len(found)
+
+
+@pytest.mark.parametrize('baseline', ['critic', 'model'])
+def test_reinforce_adds_the_gradient_of_its_own_baseline(make_gradient, random_batch, baseline):
+    gradient, batch = make_gradient('reinforce', baseline=baseline), random_batch(20)
+    gradient.scale.fill_(1.0)
+    gradient.eval()
+    obs = gradient.norm(batch.obs)
+
+    torch.manual_seed(0)
+    sample, _ = gradient.per_sample(batch)
+    torch.manual_seed(0)
+    action = gradient._denoise(batch, obs).action.requires_grad_()
+    value = gradient._model_target(batch.obs, obs, action) if baseline == 'model' else \
+        gradient.advantages(obs, action).mean(0)
+    expected, = torch.autograd.grad(value.sum(), action)
+    torch.testing.assert_close(sample.guides[0], expected)
+    assert len(sample.guides) == 1 and expected.abs().max() > 0
+
+
+def test_every_advantage_of_the_disturbance_critic_is_averaged_over_it(make_gradient,
+                                                                       random_batch):
+    gradient, batch = make_gradient('disturbance_critic'), random_batch(20)
+    gradient.scale.fill_(1.0)
+    gradient.disturbance_std.fill_(0.5)
+    answers = []
+    for ask in (lambda: gradient.estimate(batch.obs, batch.action)[1],
+                lambda: gradient.advantages(gradient.norm(batch.obs), batch.action)):
+        torch.manual_seed(0)
+        answers.append(ask())
+    torch.testing.assert_close(*answers)
+    raw = gradient._advantages(gradient.norm(batch.obs), batch.action)
+    assert (answers[0] - raw).abs().max() > 1e-3
+
+
+def test_an_outcome_that_the_task_lacks_is_bad_input(make_gradient):
+    with pytest.raises(SpecError, match='achieved_goal needs a task with an achieved goal'):
+        make_gradient('denoising', outcome='achieved_goal')

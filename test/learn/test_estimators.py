@@ -235,6 +235,19 @@ def test_what_a_bound_takes_from_one_guide_is_not_left_in_another(moments, expec
     assert best_lean(torch.tensor(moments)).tolist() == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize('correlation', [0.0, 0.5, 0.95])
+def test_best_lean_is_right_where_disturbances_are_correlated_and_weighed(correlation):
+    torch.manual_seed(0)
+    size, true = 200_000, torch.tensor([0.8, 0.3], dtype=torch.float64)
+    xi = torch.randn(size, 2).double() @ torch.linalg.cholesky(
+        torch.tensor([[1.0, correlation], [correlation, 1.0]])).T.double()
+    guides = torch.randn(2, size, 2).double()
+    advantage = true @ (guides * xi).sum(-1) + 0.1 * torch.randn(size)
+    sample = Sample(advantage, xi, guides, xi, torch.ones(2).double())
+    lean = lean_of(sample, torch.tensor([1.0, 0.01]))
+    torch.testing.assert_close(lean, true, rtol=0, atol=0.01)
+
+
 def test_best_lean_before_the_first_batch_is_zero():
     assert best_lean(torch.zeros(2, 3)).tolist() == [0, 0]
 
@@ -245,7 +258,8 @@ def test_best_lean_without_waiting_is_the_same(num_guides):
     for _ in range(200):
         guides = torch.randn(40, num_guides) + 0.5 * torch.randn(40, 1)
         goal = guides @ (1.5 * torch.randn(num_guides)) + torch.randn(40)
-        moments = guides.T @ torch.cat([guides, goal[:, None]], 1) / 40
+        instruments = guides + 0.3 * torch.randn(40, num_guides)
+        moments = instruments.T @ torch.cat([guides, goal[:, None]], 1) / 40
         lean = best_lean_on_device(moments)
         torch.testing.assert_close(lean, best_lean(moments), rtol=1e-4, atol=1e-4)
         at_bounds |= {(lean == 0).any().item(), (lean == MAX_LEAN).any().item()}

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, RunningNorm, set_products
 
 
@@ -173,7 +174,9 @@ def test_narrow_products_are_taken_where_the_processor_gains_by_them(
     ensemble = EnsembleMLP(10, (64, 64), 3)
     set_products(nn.Sequential(ensemble), 'auto')
     assert ensemble.narrow is narrow
-    set_products(nn.Sequential(ensemble), 'bfloat16', 'cuda')
+    with pytest.raises(SpecError, match='precision must be auto or float32 .* bfloat16 on cuda'):
+        set_products(nn.Sequential(ensemble), 'bfloat16', 'cuda')
+    set_products(nn.Sequential(ensemble), 'auto', 'cuda')
     assert ensemble.narrow is False
 
 

@@ -201,6 +201,15 @@ def test_curves_in_tensorboard(whole, progresses):
     assert losses[-1].value == pytest.approx(rows_of(whole.run_dir)[-1]['loss/policy'], rel=1e-6)
 
 
+def test_curves_go_on_where_a_training_was_stopped(tmp_path):
+    train(tiny_config(), tmp_path, should_stop=stop_after(20))  # at a step that was logged
+    train(tiny_config(), tmp_path)
+    steps = [row['env_steps'] for row in rows_of(tmp_path)]
+    assert steps == list(range(20, 201, 20))
+    events = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    assert [event.step for event in events.Scalars('training/updates')] == steps
+
+
 def test_rows_after_the_last_checkpoint_are_forgotten(whole, tmp_path):
     for name in ('checkpoint.pt', 'config.yaml'):
         (tmp_path / name).write_bytes((whole.run_dir / name).read_bytes())
