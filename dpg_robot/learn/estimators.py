@@ -150,9 +150,8 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     both_free = free[:, :, None] & free[:, None, :]
     system = torch.where(both_free, matrix, torch.diag_embed((~free).double()))
     goal = torch.where(free, covariance - bound @ matrix.T, bound)
-    # What leaves the box is brought back, and then solves nothing.
-    lean = eliminate(system, goal[..., None])[..., 0].clamp(0, MAX_LEAN)
-    # Where each would go with the others as they are.
+    lean = eliminate(system, goal[..., None])[..., 0]
+    # Where each would go with the others as they are, and may; one that has left the box is wrong.
     wanted = lean + (covariance - lean @ matrix.T) / matrix.diagonal()
     wrong = (wanted.clamp(0, MAX_LEAN) - lean).abs().amax(-1)
     return lean.index_select(0, wrong.argmin()[None])[0].to(moments.dtype)

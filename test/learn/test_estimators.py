@@ -241,7 +241,8 @@ def test_best_lean_is_right_where_disturbances_are_correlated_and_weighed(correl
     size, true = 200_000, torch.tensor([0.8, 0.3], dtype=torch.float64)
     xi = torch.randn(size, 2).double() @ torch.linalg.cholesky(
         torch.tensor([[1.0, correlation], [correlation, 1.0]])).T.double()
-    guides = torch.randn(2, size, 2).double()
+    one, other = torch.randn(2, size).double()
+    guides = torch.stack([torch.stack([one, 2 * one], -1), torch.stack([other, one], -1)])
     advantage = true @ (guides * xi).sum(-1) + 0.1 * torch.randn(size)
     sample = Sample(advantage, xi, guides, xi, torch.ones(2).double())
     lean = lean_of(sample, torch.tensor([1.0, 0.01]))
