@@ -243,7 +243,7 @@ def plot(result, path):
             curves = np.array([run['curve'] for run in entry['runs']], float)
             steps, values = curves[0, :, 0], curves[:, :, column]
             line, = axes.plot(steps, values.mean(0), label=name,
-                              linestyle='--' if name.startswith('sb3') else '-')
+                              linestyle='--' if name.startswith(PEER) else '-')
             axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15,
                               color=line.get_color())
         axes.set(xlabel='environment steps', ylabel=height)

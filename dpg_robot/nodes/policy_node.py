@@ -274,14 +274,14 @@ class PolicyNode(ManagedNode):
 
     def _tell_changes(self, loop):
         """Log and report each change once: not each tick, nor each time that a sensor flickers."""
-        faults = {(fault.term, fault.kind) for fault in loop.faults} if loop.faults else None
-        if (loop.state, faults) == self._told:
+        faults = frozenset((fault.term, fault.kind) for fault in loop.faults) \
+            if loop.faults else None
+        now = loop.state, faults
+        # What is held back is told at the next report, if it is still so.
+        if now == self._told or now in self._told_lately:
             return
-        self._told = loop.state, faults
-        key = loop.state, frozenset(faults or ())
-        if key in self._told_lately:
-            return
-        self._told_lately.add(key)
+        self._told = now
+        self._told_lately.add(now)
         if loop.state == 'running':
             self.get_logger().info('all observations are fresh: the policy has command')
         elif loop.state == 'safe':

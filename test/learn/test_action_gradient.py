@@ -523,7 +523,6 @@ def test_reinforce_adds_the_gradient_of_its_own_baseline(make_gradient, random_b
     gradient.scale.fill_(1.0)
     gradient.eval()
     obs = gradient.norm(batch.obs)
-
     torch.manual_seed(0)
     sample, _ = gradient.per_sample(batch)
     torch.manual_seed(0)

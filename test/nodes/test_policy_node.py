@@ -200,6 +200,23 @@ def test_a_flickering_sensor_does_not_alternate_the_commands(ros, arm, running):
                for status in ros.diagnostics[first:])
     # Told once for each report of 0.2 s, not for each of some thirty bad messages.
     assert 1 <= arm[2].log.read_text().count('safe command') - told <= 10
+    ros.wait(lambda: 'all observations are fresh' in arm[2].log.read_text().splitlines()[-1],
+             what='a log that ends with how it is')
+
+
+def test_what_was_held_back_is_told_if_it_is_still_so():
+    told, lines = [], SimpleNamespace(info=lambda line: None, error=lambda line: None)
+    node = SimpleNamespace(_told=None, _told_lately=set(), get_logger=lambda: lines,
+                           report=lambda: told.append(state))
+    bad = SimpleNamespace(term='position', kind='size')
+    for state, ticks in (('running', 2), ('safe', 1), ('running', 2), ('safe', 1), ('running', 2)):
+        for _ in range(ticks):
+            PolicyNode._tell_changes(node, SimpleNamespace(
+                state=state, faults=(bad,) * (state == 'safe')))
+    assert told == ['running', 'safe']
+    node._told_lately.clear()  # as at each report
+    PolicyNode._tell_changes(node, SimpleNamespace(state=state, faults=()))
+    assert told == ['running', 'safe', 'running']
 
 
 @pytest.mark.parametrize('change, term, kind', [
