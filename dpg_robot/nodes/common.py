@@ -206,7 +206,7 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     def spin():
         # Each look keeps the interpreter from the loop for half a millisecond: no idle ones.
         while not ended.is_set():
-            executor.spin_once(timeout_sec=1.0)
+            executor.spin_once()
 
     threads = [threading.Thread(target=guard, args=(f,), daemon=True) for f in (node.loop, spin)]
     for thread in threads:

@@ -28,7 +28,6 @@ import threading
 import time
 import traceback
 
-from rclpy.clock import Clock, ClockType
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
@@ -81,9 +80,6 @@ class PolicyNode(ManagedNode):
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
         self._status = PolicyStatus(self)
         self._take_models()
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(self.settings['diagnostics_period_s'], self._report_if_silent,
-                          clock=steady)
         if self.settings['autostart']:
             self.start()
 
@@ -291,7 +287,11 @@ class PolicyNode(ManagedNode):
         self.report()
 
     def _watch(self):
-        """Send the safe command while the control thread is stuck; runs in a thread of its own."""
+        """Send the safe command while the control thread is stuck, and report where it does not.
+
+        Runs in a thread of its own, not as a timer: for each one an executor looks at all parts
+        of the node, and keeps the interpreter from a tick for half a millisecond.
+        """
         priority = self.settings['realtime_priority']
         prepare_thread(-1, min(priority + 1, _TOP_PRIORITY) if priority else 0)
         while not self._ended.wait(_WATCH_S):
@@ -301,6 +301,7 @@ class PolicyNode(ManagedNode):
                 if stalled:
                     self._log('ERROR', stalled)
                     self._status.publish('stalled', stalled.partition(': ')[2])
+                self._report_if_silent()
             except Exception:  # of a node that is leaving; a watchdog goes on
                 if not self._ended.is_set():
                     self.get_logger().fatal(traceback.format_exc())
@@ -312,10 +313,11 @@ class PolicyNode(ManagedNode):
 
     def _report_if_silent(self):
         silence_s = time.monotonic() - self._status.published_s
-        if self.control_loop is None:
+        period_s = self.settings['diagnostics_period_s']
+        if self.control_loop is None and silence_s > period_s:
             self.report()
             collect_garbage()
-        elif silence_s > 2.0 * self.settings['diagnostics_period_s']:
+        elif silence_s > 2.0 * period_s:
             self._status.publish('waiting', 'no ticks; does /clock stand still?'
                                  if isinstance(self.clock, SimulatedClock) else 'no ticks')
 

@@ -44,8 +44,8 @@ PARAMETERS = (
               'arrives, or refuse it.', choices=ZERO_STAMPS),
     Parameter('cpu', -1, 'Core for the control thread; -1 to leave it to the scheduler.',
               -1, 1023),
-    Parameter('realtime_priority', 0, 'SCHED_FIFO priority of the control thread; 0 for none.',
-              0, 99),
+    Parameter('realtime_priority', 50, 'SCHED_FIFO priority of the control thread, where it is '
+              'permitted; 0 for none.', 0, 99),
     Parameter('record_folder', '', 'Folder of the flight recorder; empty for no recording.'),
     Parameter('record_mb', 256, 'Bound of all recordings in that folder [MB].', 2, 1000000),
     Parameter('diagnostics_period_s', 1.0, 'Time between two diagnostics [s].', 0.1, 60.0),

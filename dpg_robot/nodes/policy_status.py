@@ -77,12 +77,14 @@ class PolicyStatus:
         values = {'state': state, 'lifecycle': self._node.lifecycle}
         if loop is not None:
             values |= self._figures(loop)
+        self.published_s = time.monotonic()
         self._add('control', level, message, values)
 
     def _figures(self, loop):
-        control, limiter, now_s = loop.control, loop.control.limiter, time.monotonic()
-        rate = (control.num_ticks - self._num_ticks) / max(now_s - self.published_s, 1e-6)
-        self.published_s, self._num_ticks = now_s, control.num_ticks
+        control, limiter = loop.control, loop.control.limiter
+        elapsed_s = max(time.monotonic() - self.published_s, 1e-6)
+        rate = (control.num_ticks - self._num_ticks) / elapsed_s
+        self._num_ticks = control.num_ticks
         return {
             'control_rate_hz': 1.0 / loop.period_s, 'achieved_rate_hz': rate,
             'ticks': control.num_ticks, 'safe_ticks': control.num_safe,

@@ -22,6 +22,7 @@ import time
 from typing import Callable
 
 from dpg_robot.runtime.control import PolicyControl, Step
+from dpg_robot.runtime.realtime import has_priority
 from dpg_robot.runtime.recorder import FlightRecorder
 from dpg_robot.runtime.timing import Deadlines, LatencyStatistics, PhaseLock, SteadyClock
 
@@ -59,7 +60,7 @@ class ControlLoop:
         self._deadlines = Deadlines(period_s, clock)
         self._phase = PhaseLock(
             self._deadlines, listen, control.observation.arrival_s, self._is_ended,
-            lambda: control.rehearse(clock.now()))
+            lambda is_whole: control.rehearse(clock.now(), is_whole))
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
         self._ticked_s, self._has_begun, self._is_stalled = math.inf, False, False
@@ -88,6 +89,8 @@ class ControlLoop:
         return self._phase.wait()
 
     def _begin(self):
+        # Without priority, a thread that is awake for long is the one that others may displace.
+        self._phase.stays_warm = has_priority()
         # Simulated time is zero until its first message comes.
         self._phase.listen_until(1e-9)
         self._deadlines.restart(self.clock.now())

@@ -219,6 +219,18 @@ def test_what_was_held_back_is_told_if_it_is_still_so():
     assert told == ['running', 'safe', 'running']
 
 
+def test_where_no_tick_reports_the_watchdog_does_once_a_period(ros, model):
+    """Not a timer: for each one an executor keeps the interpreter from a tick."""
+    name = 'cell8/policy_node: control'
+    process = ros.start('policy_node', ['-r', '__ns:=/cell8'], model=model, autostart=False,
+                        diagnostics_period_s=0.2)
+    ros.status(name)
+    first, began_s = len(ros.diagnostics), time.monotonic()
+    ros.wait(lambda: [status.name for status in ros.diagnostics[first:]].count(name) >= 10)
+    assert time.monotonic() - began_s == pytest.approx(2.3, abs=0.6)
+    assert ros.stop(process) == 0
+
+
 @pytest.mark.parametrize('change, term, kind', [
     ({'name': ['shoulder', 'wrist']}, 'position', 'missing'),
     ({'position': [0.5]}, 'position', 'size'),

@@ -61,3 +61,11 @@ def test_new_dropped_ticks_are_a_warning(bench):
         levels.append((part.level, part.message))
     assert levels == [(b'\0', 'recording'), (b'\1', '3 ticks dropped'), (b'\0', 'recording'),
                       (b'\1', '2 ticks dropped')]
+
+
+def test_it_knows_when_it_last_told_something(bench, monkeypatch):
+    """Whoever reports where nobody else does looks at it."""
+    node, status, _ = bench
+    monkeypatch.setattr('time.monotonic', lambda: 1234.5)
+    status.publish('inactive')
+    assert status.published_s == 1234.5

@@ -96,7 +96,7 @@ class Arrivals:
         self.clock.now = min(self.clock.now + timeout + 1e-9, following)
 
 
-def locked(clock, arrivals, arrival=None, rehearse=lambda: None):
+def locked(clock, arrivals, arrival=None, rehearse=lambda is_whole: None):
     """Return a lock whose first tick was now, and its deadlines."""
     deadlines = Deadlines(0.1, SteadyClock())
     deadlines.restart(clock.now)
@@ -234,17 +234,48 @@ def test_after_losing_the_state_nothing_is_waited_for(monkeypatch):
     assert clock.now == pytest.approx(100.095)
 
 
-def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
-    clock, rehearsed = Clock(monkeypatch), []
+def rehearsals(clock, stays_warm=False):
+    """Return a lock on states 0.1 s apart, and the lists of when it rehearses: whole, and not."""
+    whole, parts = [], []
     arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(20))
-    lock, _ = locked(clock, arrivals, rehearse=lambda: rehearsed.append(clock.now))
+    lock, _ = locked(clock, arrivals, rehearse=lambda is_whole: (whole if is_whole else parts)
+                     .append(clock.now))
+    lock.stays_warm = stays_warm
+    return lock, arrivals, whole, parts
+
+
+def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
+    clock = Clock(monkeypatch)
+    lock, _, rehearsed, parts = rehearsals(clock)
     assert rehearsed == []
     for _ in range(3):
         assert lock.wait() and lock.track()
-    np.testing.assert_allclose(rehearsed, [100.0944, 100.1944, 100.2944], atol=1e-6)
+    np.testing.assert_allclose(rehearsed, [100.0947, 100.1947, 100.2947], atol=1e-6)
     clock.now = 100.3948  # no time for it
     assert lock.wait()
-    assert len(rehearsed) == 3
+    assert len(rehearsed) == 3 and parts == []
+
+
+def test_where_it_stays_warm_rehearsals_go_on_until_the_state_comes(monkeypatch):
+    clock = Clock(monkeypatch)
+    lock, _, whole, parts = rehearsals(clock, stays_warm=True)
+    assert lock.wait() and len(whole) == 1
+    np.testing.assert_allclose(np.diff(parts), 30e-6, atol=1e-7)
+    assert parts[0] == pytest.approx(100.09473) and 100.1 - 30e-6 < parts[-1] < 100.1
+    assert lock.track()
+    num_parts = len(parts)
+    lock.listen_until(100.15)
+    assert len(parts) == num_parts
+
+
+def test_rehearsals_end_where_no_state_comes(monkeypatch):
+    """A processor that waits for a lost state is free for others."""
+    clock = Clock(monkeypatch)
+    lock, arrivals, _, parts = rehearsals(clock, stays_warm=True)
+    arrivals.times = np.delete(arrivals.times, 1)
+    assert lock.wait() and not lock.track()
+    assert clock.now == pytest.approx(100.145)
+    assert parts[-1] == pytest.approx(100.105, abs=1e-4)  # two leads behind the deadline
 
 
 def test_a_state_that_is_there_is_used_though_its_deadline_is_over(monkeypatch):
