@@ -204,7 +204,8 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     executor.add_node(node)
 
     def spin():
-        # Each look keeps the interpreter from the loop for half a millisecond: no idle ones.
+        # Each look keeps the interpreter from the loop for half a millisecond: no idle ones. So
+        # a coroutine goes on when something else wakes the executor, such as a node's timer.
         while not ended.is_set():
             executor.spin_once()
 

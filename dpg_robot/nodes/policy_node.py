@@ -58,6 +58,7 @@ _LAST_COMMANDS_GAP_S = 0.005
 _SWITCH_S = 0.0005
 # How often the watchdog looks; and the control thread, whether it shall begin to tick [s].
 _WATCH_S, _IDLE_S = 0.05, 0.02
+_LONGEST_LOOK_S = 1.0
 _TOP_PRIORITY = 99
 
 
@@ -77,6 +78,7 @@ class PolicyNode(ManagedNode):
         self.clock, self.realtime = SteadyClock(), ''
         self._wanted_model = self.settings['model']
         self._told, self._told_lately = None, set()
+        self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
         self._status = PolicyStatus(self)
         self._take_models()
@@ -228,7 +230,7 @@ class PolicyNode(ManagedNode):
     def loop(self) -> None:
         """Tick whenever active, until stopped; then send the safe command a few last times."""
         # Before this thread has a core: who watches it must not have to wait for that one.
-        threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+        self._watchdog.start()
         self.realtime = prepare_thread(
             self.settings['cpu'], self.settings['realtime_priority'])
         if self.realtime:
@@ -287,10 +289,11 @@ class PolicyNode(ManagedNode):
         self.report()
 
     def _watch(self):
-        """Send the safe command while the control thread is stuck, and report where it does not.
+        """Send the safe command while the control thread is stuck, and look for silence.
 
-        Runs in a thread of its own, not as a timer: for each one an executor looks at all parts
-        of the node, and keeps the interpreter from a tick for half a millisecond.
+        Runs in a thread of its own. Silence is no matter for a timer: for each one an executor
+        looks at all parts of the node, and keeps the interpreter from a tick for half a
+        millisecond, every time at the same place in the robot's period.
         """
         priority = self.settings['realtime_priority']
         prepare_thread(-1, min(priority + 1, _TOP_PRIORITY) if priority else 0)
@@ -301,7 +304,7 @@ class PolicyNode(ManagedNode):
                 if stalled:
                     self._log('ERROR', stalled)
                     self._status.publish('stalled', stalled.partition(': ')[2])
-                self._report_if_silent()
+                self._look_for_silence()
             except Exception:  # of a node that is leaving; a watchdog goes on
                 if not self._ended.is_set():
                     self.get_logger().fatal(traceback.format_exc())
@@ -309,17 +312,29 @@ class PolicyNode(ManagedNode):
     def destroy_node(self) -> None:
         """End the watchdog too."""
         self._ended.set()
+        if self._watchdog.is_alive():
+            self._watchdog.join(_LONGEST_LOOK_S)
         super().destroy_node()
 
+    def _look_for_silence(self):
+        loop, period_s = self.control_loop, self.settings['diagnostics_period_s']
+        if loop is None:
+            if self._silence_s() > period_s and self.executor and not self._stop.is_set():
+                self.executor.create_task(self._report_if_silent)
+        elif self._silence_s() > 2.0 * period_s:
+            state = 'stalled' if loop.is_stalled else 'waiting'
+            self._status.publish(state, 'no ticks; does /clock stand still?'
+                                 if isinstance(self.clock, SimulatedClock) else 'no ticks')
+
+    def _silence_s(self):
+        return time.monotonic() - self._status.published_s
+
     def _report_if_silent(self):
-        silence_s = time.monotonic() - self._status.published_s
-        period_s = self.settings['diagnostics_period_s']
-        if self.control_loop is None and silence_s > period_s:
+        # In turn with the transitions; the node may have become active meanwhile.
+        if self.control_loop is None and \
+                self._silence_s() > self.settings['diagnostics_period_s']:
             self.report()
             collect_garbage()
-        elif silence_s > 2.0 * period_s:
-            self._status.publish('waiting', 'no ticks; does /clock stand still?'
-                                 if isinstance(self.clock, SimulatedClock) else 'no ticks')
 
     def report(self) -> None:
         """Publish diagnostics and status as things are now."""

@@ -77,6 +77,8 @@ class PolicyStatus:
         values = {'state': state, 'lifecycle': self._node.lifecycle}
         if loop is not None:
             values |= self._figures(loop)
+        control = self._node.control
+        self._num_ticks = control.num_ticks if control is not None else 0
         self.published_s = time.monotonic()
         self._add('control', level, message, values)
 
@@ -84,7 +86,6 @@ class PolicyStatus:
         control, limiter = loop.control, loop.control.limiter
         elapsed_s = max(time.monotonic() - self.published_s, 1e-6)
         rate = (control.num_ticks - self._num_ticks) / elapsed_s
-        self._num_ticks = control.num_ticks
         return {
             'control_rate_hz': 1.0 / loop.period_s, 'achieved_rate_hz': rate,
             'ticks': control.num_ticks, 'safe_ticks': control.num_safe,

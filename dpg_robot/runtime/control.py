@@ -143,19 +143,17 @@ class PolicyControl:
                 self._send(command)
         return Step(command, faults, may_drive, observation, eps, action)
 
-    def rehearse(self, now_s: float, is_sent: bool = True) -> None:
+    def rehearse(self, now_s: float) -> None:
         """Go through policy, limits and sending with what is there, to nobody, and forget it.
 
         Behind a sleep, when other programs have had the processor's caches, a tick takes two to
         eight times as long; the one that counts shall find in them what it needs.
-
-        :param is_sent: whether to go all the way; sending takes longer than all before it.
         """
         with contextlib.suppress(Exception):  # the tick tells
             observation, _ = self.observation.assemble(now_s)
             if observation is not None:
                 command = self._understudy.limit(self.policy(observation))
-                if command is not None and is_sent:
+                if command is not None:
                     self._rehearse_sending(command)
 
     def _think(self, now_s):

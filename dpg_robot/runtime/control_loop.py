@@ -22,7 +22,6 @@ import time
 from typing import Callable
 
 from dpg_robot.runtime.control import PolicyControl, Step
-from dpg_robot.runtime.realtime import has_priority
 from dpg_robot.runtime.recorder import FlightRecorder
 from dpg_robot.runtime.timing import Deadlines, LatencyStatistics, PhaseLock, SteadyClock
 
@@ -39,7 +38,7 @@ class ControlLoop:
 
     ``state`` is 'waiting' before the first full observation, then 'running' or 'safe', or
     'recovering' in between, and 'estop' while the control is stopped; ``faults`` are those of the
-    last tick.
+    last tick. ``is_stalled`` is whether ticks were stuck at the last :meth:`watch`.
     """
 
     def __init__(self, control: PolicyControl, period_s: float, listen: Callable[[float], None],
@@ -60,10 +59,10 @@ class ControlLoop:
         self._deadlines = Deadlines(period_s, clock)
         self._phase = PhaseLock(
             self._deadlines, listen, control.observation.arrival_s, self._is_ended,
-            lambda is_whole: control.rehearse(clock.now(), is_whole))
+            lambda: control.rehearse(clock.now()))
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
-        self._ticked_s, self._has_begun, self._is_stalled = math.inf, False, False
+        self._ticked_s, self._has_begun, self.is_stalled = math.inf, False, False
 
     @property
     def period_s(self) -> float:
@@ -89,8 +88,6 @@ class ControlLoop:
         return self._phase.wait()
 
     def _begin(self):
-        # Without priority, a thread that is awake for long is the one that others may displace.
-        self._phase.stays_warm = has_priority()
         # Simulated time is zero until its first message comes.
         self._phase.listen_until(1e-9)
         self._deadlines.restart(self.clock.now())
@@ -146,9 +143,9 @@ class ControlLoop:
             # or with simulated time.
             self._ticked_s = now_s or math.inf
         silence_s = now_s - self._ticked_s
-        was_stalled, self._is_stalled = self._is_stalled, \
+        was_stalled, self.is_stalled = self.is_stalled, \
             self.control.is_open and silence_s > self._stall_s
-        if not self._is_stalled:
+        if not self.is_stalled:
             return ''
         self.control.interrupt()
         if was_stalled:

@@ -45,13 +45,6 @@ def prepare_thread(cpu: int, priority: int) -> str:
     return '; '.join(problems)
 
 
-def has_priority() -> bool:
-    """Return whether the calling thread is scheduled first in, first out."""
-    if not hasattr(os, 'SCHED_FIFO'):
-        return False
-    return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
-
-
 def _reason(error):
     return getattr(error, 'strerror', None) or 'not on this system'
 

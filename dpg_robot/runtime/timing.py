@@ -36,9 +36,9 @@ _SPREAD = 0.25
 _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
-# How long before its deadline a tick is first rehearsed; then again whenever nothing came for so
-# long, until some leads behind the deadline [s].
-_REHEARSAL_S, _PAUSE_S, _MOST_LEADS = 0.0003, 0.00003, 2.0
+# How long before its deadline a tick's rehearsal ends [s]: a state that comes during it is noticed
+# only behind it. What a longer one than this part of the period takes is not counted.
+_REHEARSED_S, _LONGEST_REHEARSAL = 0.0003, 0.25
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
 
@@ -130,23 +130,21 @@ class PhaseLock:
 
     def __init__(self, deadlines: Deadlines, listen: Callable[[float], None],
                  arrival: Callable[[], tuple[float, float]], is_ended: Callable[[], bool],
-                 rehearse: Callable[[bool], None] = lambda is_whole: None):
+                 rehearse: Callable[[], None] = lambda: None):
         """Steer deadlines.
 
         :param listen: takes what arrives; returns after an arrival or so many real seconds.
         :param arrival: returns when the first and the last part of the newest state arrived [s of
             the deadlines' clock].
         :param is_ended: ends every wait.
-        :param rehearse: called shortly before a tick that waits for a state: once for all of it
-            and, if the lock ``stays_warm``, again and again without sending.
+        :param rehearse: called shortly before a tick that waits for a state.
         """
         self._deadlines, self._listen, self._arrival = deadlines, listen, arrival
         self._is_ended, self._rehearse = is_ended, rehearse
         self._lead_s, self._grace_s, self._spread_s = (
             part * deadlines.period_s for part in (_LEAD, _GRACE, _SPREAD))
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
-        self.stays_warm = False
-        self._warm_until_s = float('-inf')  # real time: a simulation may stand still
+        self._rehearsal_s = 0.0
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
         self._num_jumps = deadlines.clock.num_jumps
 
@@ -159,20 +157,24 @@ class PhaseLock:
         grace_s = self._grace_s if self._is_locked and self._freshness > _MOST else 0.0
         deadlines.advance(grace_s)
         self._num_states = 0
-        early_s = deadlines.deadline_s - _REHEARSAL_S
+        early_s = deadlines.deadline_s - _REHEARSED_S - self._rehearsal_s
         if grace_s and deadlines.clock.now() < early_s:
             self.listen_until(early_s)
-            self._rehearse(True)
-            if self.stays_warm:
-                self._warm_until_s = time.monotonic() + _REHEARSAL_S + _MOST_LEADS * self._lead_s
+            self._time_rehearsal()
         self.listen_until(deadlines.deadline_s)
         if grace_s:
             self.listen_until(deadlines.deadline_s + grace_s, self._has_come)
         if self._clock_was_set():
             self._begin_anew()
-        self._warm_until_s = float('-inf')
         self._last_tick_s, self._tick_s = self._tick_s, deadlines.clock.now()
         return not self._is_ended()
+
+    def _time_rehearsal(self):
+        began_s = time.monotonic()
+        self._rehearse()
+        taken_s = time.monotonic() - began_s
+        self._rehearsal_s = min(self._rehearsal_s + _GAIN * (taken_s - self._rehearsal_s),
+                                _LONGEST_REHEARSAL * self._deadlines.period_s)
 
     def listen_until(self, time_s: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Take what arrives until a time of the clock, or until it is enough."""
@@ -180,14 +182,10 @@ class PhaseLock:
         while not (is_enough() or self._is_ended() or self._clock_was_set()):
             if clock.now() >= time_s:
                 return
-            is_warm = time.monotonic() < self._warm_until_s
-            self._listen(min(max(0.0, clock.patience_s(time_s)), _PAUSE_S if is_warm else _LOOK_S))
+            self._listen(min(max(0.0, clock.patience_s(time_s)), _LOOK_S))
             state_s, _ = self._arrival()
-            if state_s != self._state_s:
-                self._num_states += self._tick_s < state_s
-                self._state_s = state_s
-            elif is_warm:
-                self._rehearse(False)
+            self._num_states += self._tick_s < state_s != self._state_s
+            self._state_s = state_s
 
     def _has_come(self):
         # A state long before its deadline is one that was late for the last: the next is due.

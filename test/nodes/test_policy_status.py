@@ -16,6 +16,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rclpy.clock import ROSClock
 
@@ -41,7 +42,7 @@ def bench():
 def test_a_part_that_is_just_leaving_does_no_harm(bench, missing):
     node, status, sent = bench
     spec = SimpleNamespace(robot='arm')
-    node.control = SimpleNamespace(policy=SimpleNamespace(spec=spec))
+    node.control = SimpleNamespace(policy=SimpleNamespace(spec=spec), num_ticks=0)
     node.topics = node.loader = object()
     setattr(node, missing, None)
     status.publish('inactive')
@@ -69,3 +70,24 @@ def test_it_knows_when_it_last_told_something(bench, monkeypatch):
     monkeypatch.setattr('time.monotonic', lambda: 1234.5)
     status.publish('inactive')
     assert status.published_s == 1234.5
+
+
+def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(bench, monkeypatch):
+    node, status, sent = bench
+    now_s = [100.0]
+    monkeypatch.setattr('time.monotonic', lambda: now_s[0])
+    node.clock, node.realtime = SimpleNamespace(now=lambda: now_s[0]), ''
+    limiter = SimpleNamespace(element_names=(), num_clipped=np.zeros(0),
+                              num_rate_limited=np.zeros(0), num_not_finite=0)
+    node.control = SimpleNamespace(policy=SimpleNamespace(spec=SimpleNamespace(robot='arm')),
+                                   num_ticks=90, num_safe=0, limiter=limiter)
+    status.publish('inactive')
+    statistics = SimpleNamespace(summary_us=dict)
+    node.control_loop = SimpleNamespace(
+        control=node.control, period_s=0.02, num_missed=0, num_stalls=0, num_repeated=0,
+        tick_time=statistics, latency=statistics, faults=())
+    now_s[0] += 0.1
+    node.control.num_ticks += 5
+    status.publish('running')
+    values = {item.key: item.value for item in sent[-1].status[0].values}
+    assert float(values['achieved_rate_hz']) == pytest.approx(50.0)

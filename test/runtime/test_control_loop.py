@@ -15,14 +15,12 @@
 """Tests of ticks, states and stalls, with a clock that moves when told."""
 
 import threading
-import time
 from types import SimpleNamespace
 
 from policy_files import pose_spec, reach_weights, write_model
 import pytest
 
 from dpg_robot.contract.observation import Fault
-from dpg_robot.runtime import control_loop
 from dpg_robot.runtime.control import PolicyControl
 from dpg_robot.runtime.control_loop import ControlLoop
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -87,22 +85,6 @@ def test_states(bench):
     assert [fault.term for fault in loop.faults] == ['estop']
     assert loop.latency.count == 2 and loop.tick_time.count == 6
     assert len(sent) == 7  # a stop sends at once
-
-
-@pytest.mark.parametrize('has_priority', [False, True])
-def test_a_thread_with_priority_stays_warm_for_the_state(bench, monkeypatch, has_priority):
-    loop, clock, _ = bench
-    monkeypatch.setattr(time, 'monotonic', clock.now)
-    monkeypatch.setattr(control_loop, 'has_priority', lambda: has_priority)
-    rehearsed = []
-    loop.control.rehearse = lambda now_s, is_sent: rehearsed.append(is_sent)
-    assert loop.wait()
-    for _ in range(2):
-        observe(loop, clock)
-        loop.tick()
-        assert loop.wait()
-    assert rehearsed.count(True) == 2 and rehearsed[0]
-    assert rehearsed.count(False) == (pytest.approx(153, abs=3) if has_priority else 0)
 
 
 def test_a_stall_is_told_once_and_sends_until_it_ends(bench):

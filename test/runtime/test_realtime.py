@@ -66,11 +66,3 @@ def test_a_priority_is_asked_for_or_how_to_permit_it_is_told(monkeypatch, is_per
     if not is_permitted:
         assert 'SCHED_FIFO priority 42 (Operation not permitted)' in told
         assert 'rtprio' in told
-
-
-@pytest.mark.parametrize('policy, is_first', [
-    (os.SCHED_FIFO, True), (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, True), (os.SCHED_OTHER, False),
-    (os.SCHED_RR, False), (os.SCHED_BATCH, False), (os.SCHED_IDLE, False)])
-def test_whether_a_thread_has_priority(monkeypatch, policy, is_first):
-    monkeypatch.setattr(os, 'sched_getscheduler', lambda pid: policy)
-    assert realtime.has_priority() is is_first

@@ -42,6 +42,9 @@ class Clock:
         monkeypatch.setattr(timing.time, 'monotonic', lambda: self.now)
         monkeypatch.setattr(timing, 'sleep_until', self._sleep_until)
 
+    def advance(self, seconds):
+        self.now += seconds
+
     def _sleep_until(self, deadline_s, stop):
         self.now = max(self.now, deadline_s)
         return True
@@ -96,7 +99,7 @@ class Arrivals:
         self.clock.now = min(self.clock.now + timeout + 1e-9, following)
 
 
-def locked(clock, arrivals, arrival=None, rehearse=lambda is_whole: None):
+def locked(clock, arrivals, arrival=None, rehearse=lambda: None):
     """Return a lock whose first tick was now, and its deadlines."""
     deadlines = Deadlines(0.1, SteadyClock())
     deadlines.restart(clock.now)
@@ -234,48 +237,59 @@ def test_after_losing_the_state_nothing_is_waited_for(monkeypatch):
     assert clock.now == pytest.approx(100.095)
 
 
-def rehearsals(clock, stays_warm=False):
-    """Return a lock on states 0.1 s apart, and the lists of when it rehearses: whole, and not."""
-    whole, parts = [], []
-    arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(20))
-    lock, _ = locked(clock, arrivals, rehearse=lambda is_whole: (whole if is_whole else parts)
-                     .append(clock.now))
-    lock.stays_warm = stays_warm
-    return lock, arrivals, whole, parts
-
-
 def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
-    clock = Clock(monkeypatch)
-    lock, _, rehearsed, parts = rehearsals(clock)
+    clock, rehearsed = Clock(monkeypatch), []
+    arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(20))
+    lock, _ = locked(clock, arrivals, rehearse=lambda: rehearsed.append(clock.now))
     assert rehearsed == []
     for _ in range(3):
         assert lock.wait() and lock.track()
     np.testing.assert_allclose(rehearsed, [100.0947, 100.1947, 100.2947], atol=1e-6)
     clock.now = 100.3948  # no time for it
     assert lock.wait()
-    assert len(rehearsed) == 3 and parts == []
+    assert len(rehearsed) == 3
 
 
-def test_where_it_stays_warm_rehearsals_go_on_until_the_state_comes(monkeypatch):
-    clock = Clock(monkeypatch)
-    lock, _, whole, parts = rehearsals(clock, stays_warm=True)
-    assert lock.wait() and len(whole) == 1
-    np.testing.assert_allclose(np.diff(parts), 30e-6, atol=1e-7)
-    assert parts[0] == pytest.approx(100.09473) and 100.1 - 30e-6 < parts[-1] < 100.1
-    assert lock.track()
-    num_parts = len(parts)
-    lock.listen_until(100.15)
-    assert len(parts) == num_parts
+class Mailbox(Arrivals):
+    """What comes while nobody listens is taken, and stamped, when somebody does."""
+
+    def __init__(self, clock, times):
+        super().__init__(clock, times)
+        self.taken = self.taken_s = self.newest()
+
+    def listen(self, timeout):
+        if self.newest() == self.taken:
+            super().listen(timeout)
+        if self.newest() != self.taken:
+            self.taken, self.taken_s = self.newest(), self.clock.now
 
 
-def test_rehearsals_end_where_no_state_comes(monkeypatch):
-    """A processor that waits for a lost state is free for others."""
-    clock = Clock(monkeypatch)
-    lock, arrivals, _, parts = rehearsals(clock, stays_warm=True)
-    arrivals.times = np.delete(arrivals.times, 1)
-    assert lock.wait() and not lock.track()
-    assert clock.now == pytest.approx(100.145)
-    assert parts[-1] == pytest.approx(100.105, abs=1e-4)  # two leads behind the deadline
+@pytest.mark.parametrize('takes_s', [0.001, 0.01, 0.02])
+def test_no_state_waits_for_a_rehearsal(monkeypatch, takes_s):
+    clock, ages = Clock(monkeypatch), []
+    arrivals = Mailbox(clock, 100.0 + 0.1 * np.arange(100))
+    lock, _ = locked(clock, arrivals, lambda: 2 * (arrivals.taken_s,),
+                     lambda: clock.advance(takes_s))
+    for _ in range(90):
+        assert lock.wait()
+        ages.append(clock.now - arrivals.newest())
+        lock.track()
+    np.testing.assert_allclose(ages[40:], 0.0, atol=1e-8)
+
+
+def test_a_rehearsal_does_not_begin_long_before_its_tick(monkeypatch):
+    clock, rehearsed = Clock(monkeypatch), []
+
+    def rehearse():
+        rehearsed.append(clock.now)
+        clock.advance(0.06)
+    arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(100))
+    lock, _ = locked(clock, arrivals, rehearse=rehearse)
+    for _ in range(90):
+        deadline_s = lock._deadlines.deadline_s + 0.1
+        assert lock.wait()
+        lock.track()
+    assert rehearsed[-1] > deadline_s - 0.0254
 
 
 def test_a_state_that_is_there_is_used_though_its_deadline_is_over(monkeypatch):
