@@ -58,6 +58,7 @@ _LAST_COMMANDS_GAP_S = 0.005
 _SWITCH_S = 0.0005
 # How often the watchdog looks; and the control thread, whether it shall begin to tick [s].
 _WATCH_S, _IDLE_S = 0.05, 0.02
+# How long the end of the node waits for the watchdog to finish its look [s].
 _LONGEST_LOOK_S = 1.0
 _TOP_PRIORITY = 99
 

@@ -56,7 +56,7 @@ class PolicyStatus:
             control, topics, loader = node.control, node.topics, node.loader
             if control is not None:
                 self._diagnostics.hardware_id = control.policy.spec.robot
-            self._control(state, why, node.control_loop)
+            self._control(state, why, control, node.control_loop)
             if all(part is not None for part in (control, topics, loader)):
                 self._inputs(topics, control.observation)
                 self._model(loader, control)
@@ -72,12 +72,11 @@ class PolicyStatus:
     def _add(self, part, level, message, values):
         self._statuses.append(self._diagnostics.status(part, level, message, values))
 
-    def _control(self, state, why, loop):
+    def _control(self, state, why, control, loop):
         level, message = _LEVELS.get(state, 'WARN'), f'{state}: {why}' if why else state
         values = {'state': state, 'lifecycle': self._node.lifecycle}
         if loop is not None:
             values |= self._figures(loop)
-        control = self._node.control
         self._num_ticks = control.num_ticks if control is not None else 0
         self.published_s = time.monotonic()
         self._add('control', level, message, values)

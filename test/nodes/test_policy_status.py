@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rclpy.clock import ROSClock
+from ros_harness import values
 
 from dpg_robot.nodes.policy_status import PolicyStatus
 
@@ -89,5 +90,4 @@ def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(bench, monkeypatch)
     now_s[0] += 0.1
     node.control.num_ticks += 5
     status.publish('running')
-    values = {item.key: item.value for item in sent[-1].status[0].values}
-    assert float(values['achieved_rate_hz']) == pytest.approx(50.0)
+    assert float(values(sent[-1].status[0])['achieved_rate_hz']) == pytest.approx(50.0)
