@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+import torch.nn.functional as F
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.linear import solve_right
@@ -215,21 +216,21 @@ class Denoiser(nn.Module):
         sigma = self.sigma * torch.exp(self.log_ratio * level * torch.ones_like(action[:, :1]))
         given, null, spread, fisher = self.answers(action + sigma * eta, sigma, obs, outcome)
         residual = -sigma * (null + eta).detach()  # a - a_hat
-        variance = 1 / (sigma ** -2 + spread ** -2)
+        precision = sigma ** -2 + spread ** -2
         shift = sigma * (given - null).detach()
-        score = shift / variance.detach()
-        likelihood = residual.square() / variance + variance.log() \
+        score = shift * precision.detach()
+        likelihood = residual.square() * precision - precision.log() \
             + score.square() / fisher + fisher.log()
-        errors = (given + eta).square().mean() + (null + eta).square().mean()
+        errors = F.mse_loss(given, -eta) + F.mse_loss(null, -eta)
         loss = 0.5 * errors + LIKELIHOOD_WEIGHT * likelihood.mean()
         with torch.no_grad():
             # Not score^2: what an over-fitted score has besides predicts no residual.
-            power = score * residual / variance
+            power = score * residual * precision
             if self.training:
                 self.power.lerp_(power.mean(0), self.moment_rate)
             return Denoised(
                 loss, action - residual, score, self._disturbance(score, fisher.sqrt()),
-                -sigma * null / variance, power, shift, residual, spread.detach())
+                -sigma * null * precision, power, shift, residual, spread.detach())
 
     def _disturbance(self, score, deviation):
         """Return F^-1 score with F = diag(deviation) correlation diag(deviation)."""

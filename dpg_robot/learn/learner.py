@@ -22,6 +22,7 @@ import math
 
 import torch
 from torch import nn
+import torch.nn.functional as F
 
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.action_gradient import ActionGradient, NETWORKS
@@ -205,7 +206,7 @@ class Learner(nn.Module):
             else:
                 mean = soft.mean(0)
             goal = slow_value + mean
-        return (self.value(normal)[0, :, 0] - goal).square().mean()
+        return F.mse_loss(self.value(normal)[0, :, 0], goal)
 
     def _step(self, losses):
         for parameter in self._learned:  # the optimiser's own way takes longer

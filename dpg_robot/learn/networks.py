@@ -62,7 +62,7 @@ class EnsembleMLP(nn.Module):
         :param x: inputs, shape (B, in_dim).
         :return: outputs, shape (num_members, B, out_dim).
         """
-        return self._layers(x)[-1]
+        return self._layers(x, self._factors)[-1]
 
     @torch.no_grad()
     def slope(self, x: torch.Tensor, count: int, rows: int | None = None
@@ -76,34 +76,36 @@ class EnsembleMLP(nn.Module):
         :param rows: of so many of the B, the first ones; None: of all.
         :return: outputs, shape (num_members, B), and the gradient, shape (rows, count).
         """
-        weights, layers = self.weights, self._layers(x)
+        weights = self._factors
+        layers = self._layers(x, weights)
         rows = len(x) if rows is None else rows
         gradient = weights[-1].transpose(1, 2) / len(weights[-1])
         for i in reversed(range(len(weights) - 1)):
             h = layers[i + 1][:, :rows]
             gradient = torch.ops.aten.threshold_backward(gradient.expand_as(h), h, 0)  # of relu
-            if i and self._is_narrow:
-                gradient = torch.bmm(
-                    gradient.bfloat16(), weights[i].bfloat16().transpose(1, 2)).float()
-            elif i:
-                gradient = torch.bmm(gradient, weights[i].transpose(1, 2))
+            if i:
+                factor = weights[i].transpose(1, 2)
+                gradient = torch.bmm(gradient.to(factor.dtype), factor).to(gradient.dtype)
             else:  # this way round, since few columns may take thrice as long as few rows
                 wanted = weights[0][:, -count:]
                 gradient = torch.bmm(wanted, gradient.transpose(1, 2)).transpose(1, 2)
         return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(rows, count)
 
     @property
-    def _is_narrow(self):
-        return self.narrow and self.training
+    def _factors(self):
+        """Return the weights, those between hidden layers in the precision of their products."""
+        weights = self.weights
+        if self.narrow and self.training:
+            weights[1:-1] = [weight.bfloat16() for weight in weights[1:-1]]
+        return weights
 
-    def _layers(self, x):
+    def _layers(self, x, weights):
         """Return the inputs, what each hidden layer makes of them, and the outputs."""
-        weights, narrow = self.weights, self._is_narrow
         layers, last = [x.expand(len(weights[0]), *x.shape)], len(weights) - 1
         for i, (weight, bias) in enumerate(zip(weights, self.biases)):
             h = layers[-1]
-            if narrow and 0 < i < last:
-                h = torch.baddbmm(bias.bfloat16(), h.bfloat16(), weight.bfloat16()).float()
+            if weight.dtype == torch.bfloat16:
+                h = torch.bmm(h.bfloat16(), weight).float().add_(bias)
             elif i == last and weight.shape[-1] == 1 < len(weight):
                 # A batch of products with one column each may take four times as long.
                 h = (h * weight.transpose(1, 2)).sum(-1, keepdim=True) + bias
@@ -116,12 +118,13 @@ class EnsembleMLP(nn.Module):
 
 
 class _FewColumns(torch.autograd.Function):
-    """h @ weight by products with few rows: those with few columns take four times as long."""
+    """h @ weight by products with few rows: those with few columns may take four times as long."""
 
     @staticmethod
     def forward(ctx, h, weight):
         ctx.save_for_backward(h, weight)
-        return torch.bmm(weight.transpose(1, 2), h.transpose(1, 2)).transpose(1, 2)
+        rows = weight.transpose(1, 2).contiguous()  # as a view, they may take ten times as long
+        return torch.bmm(rows, h.transpose(1, 2)).transpose(1, 2)
 
     @staticmethod
     @once_differentiable
