@@ -36,6 +36,11 @@ GAIN = 8.0
 WEIGHTS = GAIN * np.vstack([-np.eye(3), np.zeros((3, 3)), np.eye(3)])
 
 
+def stamp_s(message):
+    """Return the stamp in a message's header [s]."""
+    return message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+
+
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
     spec = make_world(WorldConfig('fetch_reach')).policy_spec
@@ -88,8 +93,7 @@ def test_the_state_is_published_while_it_waits(ros, sim):
     pose = poses[-1][1]
     assert pose.header.frame_id == 'world'
     assert pose.pose.orientation.w == 1.0
-    stamp_s = pose.header.stamp.sec + pose.header.stamp.nanosec * 1e-9
-    assert abs(time.time() - stamp_s) < 1.0
+    assert abs(time.time() - stamp_s(pose)) < 1.0
     assert len({message.pose.position.x for _, message in poses}) == 1
     status = told(ros)
     assert status.level == DiagnosticStatus.WARN
@@ -209,8 +213,7 @@ def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
     robot.wait()
     ros.wait(lambda: commands[-1][1].twist.linear.x == 0.0)
     # By their stamps: whoever was killed in the midst of a delivery may hold up others' for 1 s.
-    sent = [(message.header.stamp.sec + message.header.stamp.nanosec * 1e-9,
-             message.twist.linear.x) for _, message in commands]
+    sent = [(stamp_s(message), message.twist.linear.x) for _, message in commands]
     after = next(stamp for stamp, speed in sent if stamp > begin and speed == 0.0)
     assert after - begin < 0.1 + 0.04 + 0.1  # max_age_s, a period, and a busy machine
     assert all(speed == 0.0 for stamp, speed in sent if stamp > after)
