@@ -18,19 +18,24 @@
     .venv/bin/python benchmarks/gpu.py --device warp_cpu --quick --output /tmp/gpu.json
 
 The second shows the way without a GPU, on toy sizes. Beside a torch that knows the GPU it needs
-mujoco, mujoco-warp, warp-lang, gymnasium, gymnasium-robotics, onnxruntime and PyYAML, in the
-versions of requirements/. In this order, each in a process of its own, so that what fails there
+mujoco, mujoco-warp, warp-lang, gymnasium, gymnasium-robotics, onnxruntime and PyYAML with all that
+pip brings for them, in the versions of requirements/; where this package is not installed, its
+folder in PYTHONPATH. In this order, each in a process of its own, so that what fails there
 leaves the others alone, and every figure is written as soon as it is known:
 
-- ``throughput``: as ``dpg-robot bench throughput``, beside mujoco_warp's own loop; from 16,384
-  worlds on with rollouts of four steps, since a round of more would take too long;
+- ``parity``: the tests that only a GPU can run, if pytest is there;
+- ``throughput``: as ``dpg-robot bench throughput``, beside mujoco_warp's own loop, and then with
+  learning; from 16,384 worlds on with rollouts of four steps, since a round of more would take
+  too long;
 - ``fetch_reach``: seconds until 95 % of evaluated episodes succeed, those of training alone
   (``train_s``) and all (``wall_s``), with evaluations on the CPU and checkpoints;
 - ``hand_reach``: learning curves of four on-policy estimators: the slowest for its share of the
   time, the others for as many steps; ``cut_off`` marks one that had no time for all of them;
-- ``waiting``: rounds of both algorithms in which torch makes an error of every wait of the host,
-  and what its profiler counted in as many more (on a CPU some kernels read values themselves).
+- ``off_policy_waits``, ``on_policy_waits``: rounds in which torch makes an error of every wait of
+  the host, and what its profiler counted in as many more (on a CPU some kernels read values
+  themselves).
 
+Where updates cannot be recorded as CUDA graphs, a section is run again without.
 ``--only SECTION`` adds one to the file. The first step of a task compiles its kernels, for up to
 a minute, which is in no figure but ``warm_up_s``.
 """
@@ -39,6 +44,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -59,14 +65,19 @@ from dpg_robot.experiment import load_config, open_trainer, versions
 from dpg_robot.learn.checkpoint import write_atomic
 
 RESULTS = Path(__file__).parent / 'results'
-# Of the time that is left, so much for each. The profiler is last, since it could end its process.
-SHARES = {'throughput': 0.4, 'fetch_reach': 0.35, 'hand_reach': 0.7, 'waiting': 1.0}
+# Of the time that is left, so much for each.
+SHARES = {'parity': 0.15, 'throughput': 0.4, 'fetch_reach': 0.35, 'hand_reach': 0.7,
+          'off_policy_waits': 0.5, 'on_policy_waits': 1.0}
 LAST_WORDS_S = 20.0  # to end what is going on when the time of a section is up
 SLOWEST = 'doubly_robust'
 ESTIMATORS = (SLOWEST, 'denoising', 'critic', 'reinforce')
 SIZES = (1024, 4096, 16384, 32768)
 LARGE = 16384
 WANTED_SUCCESS = 0.95
+TESTS = ('sim/test_warp_world.py::test_a_gpu_does_what_the_cpu_device_does',
+         'learn/test_device.py::test_a_recorded_update_is_the_update')
+NO_GRAPHS = 'trainer.cuda_graphs=false'
+REFUSED_GRAPHS = 'trainer.cuda_graphs must be false'
 TINY = ('learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient_hidden=[16]',
         'learner.batch_size=16', 'on_policy.hidden=[16]', 'on_policy.denoiser_hidden=[16]',
         'on_policy.horizon=4', 'on_policy.minibatches=2', 'trainer.warmup_steps=4',
@@ -77,22 +88,25 @@ TINY = ('learner.hidden=[16]', 'learner.denoiser_hidden=[16]', 'learner.gradient
 class Gpu:
     """The sections, with the time that is left for them.
 
-    :ivar figures: those of the section, as far as they are known.
+    :ivar figures: those of the section, as far as they are known; :ivar went_well: whether
+        nothing failed so far.
     """
 
-    def __init__(self, device, quick, minutes, write):
-        """Begin to count the time.
+    def __init__(self, device, quick, ends, write, changes=()):
+        """Prepare to measure.
 
+        :param ends: when the time is up, on the clock of :func:`time.monotonic` [s].
         :param write: called with the figures whenever there is a new one.
+        :param changes: to all settings, such as ``trainer.cuda_graphs=false``.
         """
-        self.device, self.quick, self.ends = device, quick, time.monotonic() + 60 * minutes
-        self.figures, self._write = {}, write
+        self.device, self.quick, self.ends, self.changes = device, quick, ends, tuple(changes)
+        self.figures, self.went_well, self._write = {}, True, write
 
     def config(self, task, *changes):
         """Return a task's settings; of a quick run those of a toy."""
         toy = (*TINY, 'trainer.num_worlds=4') if self.quick else ()
         return load_config('reacher' if self.quick else f'{task}_gpu',
-                           [f'trainer.device={self.device}', *changes, *toy])
+                           [f'trainer.device={self.device}', *self.changes, *changes, *toy])
 
     def left(self, share=1.0):
         """Return a share of the seconds that are left."""
@@ -105,28 +119,48 @@ class Gpu:
 
     def run(self, section):
         """Run a section; return whether nothing failed."""
+        self.attempt(getattr(self, section), lambda failed: self.add(failed=failed))
+        return self.went_well
+
+    def attempt(self, function, tell_failure):
+        """Return what a function returns; what it fails with is a figure beside the others."""
         try:
-            getattr(self, section)()
-        except Exception:  # whatever it is, what is known so far is kept
-            self.add(failed=traceback.format_exc())
-            print(self.figures['failed'], flush=True)
-        return 'failed' not in self.figures
+            return function()
+        except Exception:
+            self.went_well = False
+            tell_failure(traceback.format_exc())
+            traceback.print_exc()
+
+    def parity(self):
+        """Run the tests that a machine without a GPU skips."""
+        tests = [str(RESULTS.parents[1] / 'test' / name) for name in TESTS]
+        done = subprocess.run(
+            [sys.executable, '-m', 'pytest', '-q', *tests], capture_output=True, text=True,
+            timeout=self.left())
+        self.add(closing_line=(done.stdout.splitlines() or [done.stderr])[-1])
+        if done.returncode:
+            self.went_well = False
+            self.add(failed=done.stdout[-4000:] + done.stderr[-4000:])
 
     def throughput(self):
-        """Measure steps per second of every task and number of worlds."""
+        """Measure steps per second of every task and number of worlds, physics first."""
         tasks, sizes = (('reacher',), (4,)) if self.quick else (TASKS[self.device], SIZES)
-        seconds, rows = (0.05 if self.quick else 0.5), []
-
-        def note(row):
-            if 'with_training' in row:
-                row['training_costs'] = 1 - row['with_training'] / row['steps_per_second']
-            tell(row)
-            rows.append(row)
-            self.add(seconds=seconds, rows=rows)
-        for size in sizes:
+        seconds, rows, took = (0.05 if self.quick else 0.5), {}, {}
+        for part, size, task in itertools.product(('simulate', 'learn'), sizes, tasks):
+            def note(row, key=(task, size)):
+                row = rows[key] = rows.get(key, {}) | row
+                if 'with_training' in row and 'steps_per_second' in row:
+                    row['training_costs'] = 1 - row['with_training'] / row['steps_per_second']
+                self.went_well &= 'failed' not in row and REFUSED_GRAPHS not in str(row)
+                tell(row)
+                self.add(seconds=seconds, rows=list(rows.values()))
             changes = TINY if self.quick else ('on_policy.horizon=4',) * (size >= LARGE)
-            bench = ThroughputBench(self.device, tuple(tasks), (size,), (1,), seconds, changes)
-            bench_throughput(bench, note, self.ends)
+            bench = ThroughputBench(self.device, (task,), (size,), (1,), seconds,
+                                    (*self.changes, *changes), (part,))
+            # As more worlds take longer: none is begun that would probably not end in time.
+            began_s = time.monotonic()
+            bench_throughput(bench, note, self.ends - 2.0 * took.get((part, task), 0.0))
+            took[part, task] = time.monotonic() - began_s
 
     def fetch_reach(self):
         """Train until nearly all episodes succeed, and tell how long that took."""
@@ -138,7 +172,7 @@ class Gpu:
 
     def hand_reach(self):
         """Train with each estimator for the same number of steps, as many as there is time for."""
-        changes = ['trainer.algorithm=on_policy', 'trainer.eval_every_steps=655360']
+        changes = ['trainer.algorithm=on_policy', 'trainer.eval_every_steps=327680']
         if self.quick:
             changes.append('trainer.env_steps=32')
         self.add(warm_up_s=compile_kernels(self.config('hand_reach', *changes)))
@@ -146,17 +180,24 @@ class Gpu:
             config = self.config('hand_reach', *changes, f'on_policy.estimator={name}')
             # The first leaves the others more than it took itself.
             share = 0.8 / len(ESTIMATORS) if name == SLOWEST else 1 / (len(ESTIMATORS) - i)
-            curve = train(config, self.left(share), lambda curve: self.add(**{name: curve}))
-            if name == SLOWEST:
+            curve = self.attempt(
+                lambda: train(config, self.left(share), lambda curve: self.add(**{name: curve})),
+                lambda failed: self.add(**{name: self.figures.get(name, {}) | {'failed': failed}}))
+            if name == SLOWEST and curve:
                 changes.append(f'trainer.env_steps={curve["env_steps"]}')
                 curve['cut_off'] = False
 
-    def waiting(self):
+    def off_policy_waits(self):
         """Run rounds in which the host must not wait for the device."""
-        for algorithm, task in (('off_policy', 'fetch_reach'), ('on_policy', 'half_cheetah')):
-            with opened(self.config(task, f'trainer.algorithm={algorithm}')) as trainer:
-                watch = watched(trainer, lambda figures: self.add(**{algorithm: figures}))
-                tell({'algorithm': algorithm, **watch})
+        self._watch(self.config('fetch_reach', 'trainer.algorithm=off_policy'))
+
+    def on_policy_waits(self):
+        """Run rounds in which the host must not wait for the device."""
+        self._watch(self.config('half_cheetah', 'trainer.algorithm=on_policy'))
+
+    def _watch(self, config):
+        with opened(config) as trainer:
+            tell(watched(trainer, lambda figures: self.add(**figures)))
 
 
 @contextlib.contextmanager
@@ -227,13 +268,14 @@ def save(path, **figures):
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def run_apart(section, seconds, limit, options):
+def run_apart(section, seconds, limit, options, changes=()):
     """Run a section in a process of its own; return whether nothing failed.
 
     :param limit: when the process is ended, whatever it does [s].
     """
     command = [sys.executable, __file__, '--only', section, '--device', options.device,
-               '--minutes', str(seconds / 60), '--output', str(options.output)]
+               '--ends', str(time.monotonic() + seconds), '--output', str(options.output)]
+    command += [part for change in changes for part in ('--set', change)]
     try:
         status = subprocess.run(
             command + ['--quick'] * options.quick, timeout=limit,
@@ -248,31 +290,48 @@ def run_apart(section, seconds, limit, options):
     return status == 0
 
 
+def run_in_turn(section, share, ends, options):
+    """Run a section in its share of the time, again if it cannot be recorded; return if well."""
+    def run(changes):
+        seconds = share * max(ends - time.monotonic() - LAST_WORDS_S, 0.0)
+        return run_apart(section, seconds, seconds + LAST_WORDS_S, options, changes)
+    if run(options.set):
+        return True
+    first = read(options.output)[section]
+    if REFUSED_GRAPHS in str(first) and NO_GRAPHS not in options.set:
+        run([*options.set, NO_GRAPHS])
+        again = read(options.output)[section]
+        save(options.output, **{section: again | {'recorded': first}})
+    return False
+
+
 def main(arguments=None):
     """Run all sections and write what they gave; return 1 if any of them failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cuda', 'warp_cpu'), default='cuda')
     parser.add_argument('--quick', action='store_true', help='toy sizes, to show the way')
-    parser.add_argument('--minutes', type=float, default=9.5, help='in all (default: 9.5)')
+    parser.add_argument('--minutes', type=float, default=8.5, help='in all (default: 8.5)')
+    parser.add_argument('--ends', type=float, help=argparse.SUPPRESS)  # for --only, on the clock
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='change any key of the YAML: trainer.cuda_graphs=false')
     parser.add_argument('--only', metavar='SECTION', choices=tuple(SHARES))
     parser.add_argument('--output', type=Path, default=RESULTS / 'gpu.json')
     options = parser.parse_args(arguments)
+    ends = options.ends or time.monotonic() + 60 * options.minutes
     if options.only:
         print(f'{options.only}:', flush=True)
-        gpu = Gpu(options.device, options.quick, options.minutes,
-                  lambda figures: save(options.output, **{options.only: figures}))
+        gpu = Gpu(options.device, options.quick, ends,
+                  lambda figures: save(options.output, **{options.only: figures}), options.set)
         went_well = gpu.run(options.only)
         save(options.output, machine=machine(options.device))
         return int(not went_well)
-    ends, went_well = time.monotonic() + 60 * options.minutes, True
+    went_well = True
     options.output.unlink(missing_ok=True)
     save(options.output, command='benchmarks/gpu.py ' + ' '.join(arguments),
-          device=options.device, quick=options.quick, versions=versions())
+         device=options.device, quick=options.quick, versions=versions())
     for section, share in SHARES.items():
-        left = max(ends - time.monotonic(), 0.0)
-        seconds = share * max(left - LAST_WORDS_S, 0.0)
-        went_well &= run_apart(section, seconds, seconds + LAST_WORDS_S, options)
+        went_well &= run_in_turn(section, share, ends, options)
     print(f'wrote {options.output}')
     return int(not went_well)
 

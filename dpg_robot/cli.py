@@ -82,6 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument('--output', type=Path, help='default: RUN_DIR/model.onnx')
     export.add_argument('--episodes', type=_positive, default=100,
                         help='episodes to evaluate for the record in the file')
+    export.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help="where the robot's model is now: world.robot.model=PATH, or "
+                        "world.robot.model_hash='' if it was changed")
     export.set_defaults(run=_export)
 
     inspect = commands.add_parser('inspect', help="print a model file's contract")
@@ -179,7 +182,7 @@ def write_json(path: Path | None, result: dict) -> None:
 
 
 def _train(options):
-    from dpg_robot.experiment import CHECKPOINT_FILE, CONFIG_FILE, load_config
+    from dpg_robot.experiment import CHECKPOINT_FILE, CONFIG_FILE, load_training
     if options.config is None and not options.resume:
         raise SpecError('name a task, such as fetch_reach, or a YAML file; or use --resume')
     run_dir = options.run_dir or Path('runs') / Path(options.config or 'fetch_reach').stem
@@ -189,7 +192,7 @@ def _train(options):
     if options.resume and not any((run_dir / name).exists() for name in wanted):
         raise SpecError(f'{run_dir} holds no training to resume: there is no '
                         + ' and no '.join(wanted))
-    if not train(load_config(config, _overrides(options)), run_dir, options.resume):
+    if not train(load_training(config, _overrides(options)), run_dir, options.resume):
         print(f'stopped; go on with: dpg-robot train --resume --run-dir {run_dir}')
         raise SystemExit(130)  # not done, so that what follows in a script does not go on
     print(f'done; write the policy with: dpg-robot export {run_dir}')
@@ -246,7 +249,7 @@ def _evaluate(options):
 def _export(options):
     from dpg_robot.experiment import export_run
     output = options.output or options.run_dir / 'model.onnx'
-    spec, parity = export_run(options.run_dir, output, options.episodes)
+    spec, parity = export_run(options.run_dir, output, options.episodes, options.set)
     evaluation = spec.training.evaluation
     name = 'return_mean' if evaluation['success'] is None else 'success'
     print(f'{output}: {name.removesuffix("_mean")} {evaluation[name]:.3f} '
@@ -267,8 +270,8 @@ def _demo(options):
     import rclpy  # noqa: F401
 
     from dpg_robot.demo import run_demo
-    from dpg_robot.experiment import load_config
-    result = run_demo(load_config('fetch_reach', _overrides(options)), options.run_dir,
+    from dpg_robot.experiment import load_training
+    result = run_demo(load_training('fetch_reach', _overrides(options)), options.run_dir,
                       options.episodes)
     write_json(options.json, result)
 

@@ -57,7 +57,10 @@ ESTIMATOR = 'estimator='
 class ExperimentConfig:
     """Everything that decides a training.
 
-    :param learner: settings of the algorithm off_policy; ``on_policy`` those of the other.
+    :param world: the task, and what is noisy about it.
+    :param learner: settings of the algorithm ``off_policy``.
+    :param trainer: how long and how to train, and by which algorithm.
+    :param on_policy: settings of the algorithm ``on_policy``, which takes none of ``learner``.
     """
 
     world: WorldConfig
@@ -108,6 +111,22 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     return load(ExperimentConfig, data)
 
 
+def load_training(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig:
+    """Read the YAML of one training; see :func:`load_config`.
+
+    :raises SpecError: also if an override would do nothing, since it is of the algorithm that
+        does not train.
+    """
+    config = load_config(path, overrides)
+    idle, active = ('learner', 'on_policy') if config.active is config.on_policy \
+        else ('on_policy', 'learner')
+    for override in overrides:
+        if override.startswith(f'{idle}.'):
+            raise SpecError(f'an override must be of {active}, whose settings the algorithm that '
+                            f'trains has, got {override}')
+    return config
+
+
 def _active_section(data):
     trainer = data.get('trainer')
     chosen = isinstance(trainer, dict) and trainer.get('algorithm') == 'on_policy'
@@ -138,7 +157,7 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
     """Start a training in ``run_dir``, or resume the one that is there.
 
     :param config: None to take what the run was started with; a resumed run may only differ
-        from that in ``trainer.env_steps``, ``trainer.workers`` and ``trainer.cuda_graphs``.
+        from that in ``MAY_DIFFER`` (:mod:`dpg_robot.learn.trainer`).
     :param resume: go on from the checkpoint that is there, or begin where there is none.
     :raises SpecError: if a checkpoint is there and ``resume`` is false, if there is no
         ``config`` and none to resume with, if the run there is another one, if the task has no
@@ -159,7 +178,12 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         refuse_other(dump(old), dump(config), run_dir)
     goals = hindsight_goals(config)
     return Trainer(config.trainer, config.active, make_training_worlds(config),
-                   make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals)
+                   make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals, _complete)
+
+
+def _complete(identity):
+    """Return a configuration of an earlier version with the keys that were added since."""
+    return dump(load(ExperimentConfig, identity))
 
 
 def make_training_worlds(config: ExperimentConfig):
@@ -206,19 +230,22 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     return spec, parity
 
 
-def export_run(run_dir: Path, path: Path, episodes: int = 100) -> tuple[PolicySpec, float]:
+def export_run(run_dir: Path, path: Path, episodes: int = 100,
+               overrides: list[str] = ()) -> tuple[PolicySpec, float]:
     """Export the newest checkpoint of a run, which may go on; see :func:`export_trainer`.
 
-    :raises SpecError: if the folder holds no checkpoint.
+    :param overrides: changes of what may differ in a resumed run, as where the robot's model is
+        now: ``world.robot.model=PATH``.
+    :raises SpecError: if the folder holds no checkpoint, or an override is wrong.
     """
     run_dir = Path(run_dir)
     if not (run_dir / CHECKPOINT_FILE).exists():
         raise SpecError(f'{run_dir} holds no checkpoint to export: there is no {CHECKPOINT_FILE}')
-    config = load_config(run_dir / CONFIG_FILE)
+    config = load_config(run_dir / CONFIG_FILE, overrides)
     # Its worlds are not needed, nor the device that they were on.
     trainer = Trainer(replace(config.trainer, device='cpu'), config.active, None,
                       make_vector(config.world, EVAL_ENVS), run_dir, dump(config),
-                      hindsight_goals(config))
+                      hindsight_goals(config), _complete)
     try:
         return export_trainer(trainer, config, path, episodes)
     finally:

@@ -20,6 +20,7 @@ import dataclasses
 import importlib
 from pathlib import Path
 import re
+import runpy
 import shlex
 from xml.etree import ElementTree
 
@@ -28,6 +29,7 @@ import yaml
 
 from dpg_robot.cli import make_parser
 from dpg_robot.contract import spec
+from dpg_robot.contract.strict import bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 # All of them must be there; a document without a test of its own is tested here.
@@ -202,3 +204,60 @@ def test_diagnostics_of_policy_node_are_described():
 def test_fields_of_the_spec_are_described(kind):
     rows = table('docs/contract.md', f'`{kind.__name__}`', 'field')
     assert first_names(rows) == [field.name for field in dataclasses.fields(kind)]
+
+
+@dataclasses.dataclass
+class Base:
+    """Inherited.
+
+    :param rate: how fast, or null: ``x | y``
+        [Hz].
+    """
+
+    rate: float | None = bounded(1e-3, above=0, maximum=2)
+
+
+@dataclasses.dataclass
+class Sample(Base):
+    """What has a ``rate``.
+
+    :param sizes: of each.
+    :param bases: of some.
+    """
+
+    sizes: tuple[int, ...] = bounded((2, 3), minimum=1)
+    bases: dict[str, Base] = dataclasses.field(default_factory=dict)
+
+
+@pytest.fixture(scope='module')
+def settings():
+    """Return what docs/make_settings.py defines."""
+    return runpy.run_path(str(ROOT / 'docs' / 'make_settings.py'))
+
+
+def test_a_section_of_settings(settings):
+    assert settings['section']('a', Sample) == r"""## `a`
+
+What has a `rate`.
+
+| key | value | default | meaning |
+|---|---|---|---|
+| `rate` | number above 0 and at most 2, or `null` | `0.001` | how fast, or null: `x \| y` [Hz] |
+| `sizes` | list of integers at least 1 | `[2, 3]` | of each |
+| `bases` | by name: [`a.bases.NAME`](#abasesname) | `{}` | of some |
+"""
+    assert list(settings['sections'](Sample, 'a')) == [('a', Sample), ('a.bases.NAME', Base)]
+
+
+def test_every_setting_is_described(settings):
+    for path, kind in settings['sections']():
+        _, meanings = settings['described'](kind)
+        assert sorted(meanings) == sorted(field.name for field in dataclasses.fields(kind)), path
+
+
+def test_settings_are_those_of_the_code(settings):
+    text = read('docs/settings.md')
+    assert text == settings['page'](), 'docs/make_settings.py writes it anew'
+    headings = {heading.replace('.', '').lower()
+                for heading in re.findall(r'^## `(.*)`$', text, re.M)}
+    assert set(re.findall(r'\]\(#(.*?)\)', text)) == headings

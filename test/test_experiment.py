@@ -25,6 +25,7 @@ from dpg_robot.experiment import (
     CONFIG_FILE,
     export_run,
     load_config,
+    load_training,
     open_trainer,
     versions,
     world_of,
@@ -135,6 +136,15 @@ def test_overrides_in_order():
     assert config.learner.sigma == 0.3
     assert config.world.noise.command_latency_s == 0.02
     assert config.learner.target_entropy is None
+
+
+@pytest.mark.parametrize('name, override, active', [
+    ('half_cheetah_gpu', 'learner.sigma=0.9', 'on_policy'),
+    ('fetch_reach', 'on_policy.horizon=9', 'learner')])
+def test_an_override_that_would_do_nothing_is_refused(name, override, active):
+    with pytest.raises(SpecError, match=f'^an override must be of {active}, whose settings the '
+                       f'algorithm that trains has, got {override}$'):
+        load_training(name, [override])
 
 
 def test_noise_on_an_unknown_term():

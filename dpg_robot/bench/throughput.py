@@ -68,10 +68,13 @@ def _run(options):
         tuple(options.num_worlds or NUM_WORLDS[options.device]), tuple(options.workers),
         options.seconds, tuple(options.set))
     result = {'command': options.command, **bench_throughput(bench)}
+    failed = [row['failed'] for row in result['rows'] if 'failed' in row]
     path = options.output or Path(f'benchmarks/results/throughput_{options.device}.json')
     write_json(path, result)
     draw(result, path.with_suffix('.png'))
     print(f'{table(result)}\nwrote {path} and its picture')
+    if failed:
+        raise SpecError(f'{len(failed)} of {len(result["rows"])} rows failed, first: {failed[0]}')
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class ThroughputBench:
     """What to measure: every task with every number of worlds, ``seconds`` for each figure.
 
     :param workers: numbers of processes, on the device cpu.
+    :param parts: ``simulate``, ``learn`` or both.
     :param changes: to the settings of all tasks, such as ``learner.hidden=[16]``.
     :raises SpecError: if a value is impossible.
     """
@@ -89,6 +93,7 @@ class ThroughputBench:
     workers: tuple[int, ...] = (1,)
     seconds: float = 2.0
     changes: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ('simulate', 'learn')
 
     def __post_init__(self):
         for name, values in (('num_worlds', self.num_worlds), ('workers', self.workers),
@@ -104,7 +109,8 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
 
     Rates are steps per second of all worlds together; ``memory`` is what worlds and training take
     [bytes], on the GPU's memory where there is one. On a device ``warp_steps_per_second`` is
-    mujoco_warp's own loop on the same model and number of worlds: physics, and nothing else.
+    mujoco_warp's own loop on the same model and number of worlds: physics, and nothing else. A
+    row that could not be measured, or not whole, has ``refused``, or ``failed`` with its error.
 
     :param note: called with each row.
     :param ends: from then on rows are refused rather than measured, on the clock of
@@ -118,7 +124,7 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
                 config = load_config(task, [
                     *bench.changes, f'trainer.device={bench.device}',
                     f'trainer.num_worlds={num_worlds}', f'trainer.workers={workers}'])
-                rows.append(_measure(config, bench.seconds, ends))
+                rows.append(_measure(config, bench, ends))
                 note(rows[-1])
     return {'device': bench.device, 'seconds': bench.seconds, 'rows': rows,
             'versions': versions(), 'machine': machine(bench.device)}
@@ -132,20 +138,22 @@ def machine(device: str) -> dict[str, Any]:
     return about | ({'gpu': torch.cuda.get_device_name()} if device == 'cuda' else {})
 
 
-def _measure(config, seconds, ends):
+def _measure(config, bench, ends):
     trainer = config.trainer
     row = {'task': config.world.task, 'num_worlds': trainer.num_worlds,
            'workers': trainer.workers, 'algorithm': trainer.algorithm}
     if time.monotonic() > ends:
         return row | {'refused': 'no time was left'}
     try:
-        row |= _simulate(config, seconds) | _learn(config, seconds)
+        for part in bench.parts:
+            row |= {'simulate': _simulate, 'learn': _learn}[part](config, bench.seconds)
     except SpecError as error:  # not for this device, or too large
         row['refused'] = str(error).partition('\n')[0]
-    except RuntimeError as error:  # neither torch nor warp has one class for too little memory
-        if 'alloc' not in str(error) and 'out of memory' not in str(error):
-            raise
-        row['refused'] = str(error).partition('\n')[0]
+    except Exception as error:  # the other rows are worth having
+        # Neither torch nor warp has one class for too little memory.
+        is_full = 'alloc' in str(error) or 'out of memory' in str(error)
+        row['refused' if is_full else 'failed'] = \
+            f'{type(error).__name__}: {error}'.partition('\n')[0]
     return row
 
 
@@ -197,7 +205,9 @@ def _learn(config, seconds):
 def warm_up(trainer) -> None:
     """Go on until kernels are compiled and updates recorded."""
     from dpg_robot.learn.device import NUM_WARM_UP
-    while trainer.updates < 2 * (NUM_WARM_UP + 2):
+    # An on-policy update is many steps of the optimiser: all is recorded in the first.
+    enough = 2 if trainer.config.algorithm == 'on_policy' else 2 * (NUM_WARM_UP + 2)
+    while trainer.updates < enough:
         trainer.round()
     trainer.worlds.wait()
 

@@ -33,8 +33,9 @@ def table(result: dict[str, Any]) -> str:
              f'{"of warp":>9}{"memory":>11}']
     for row in result['rows']:
         head = f'{row["task"]:14}{row["num_worlds"]:>8}{row["workers"]:>9}'
-        if 'refused' in row:
-            lines.append(f'{head}  {row["refused"]}')
+        if 'with_training' not in row:
+            physics = f'{row["steps_per_second"]:>12,.0f}' if 'steps_per_second' in row else ''
+            lines.append(f'{head}{physics}  {row.get("refused") or row.get("failed", "")}')
             continue
         share = f'{row["times_warp"]:.2f}' if 'times_warp' in row else ''
         lines.append(f'{head}{row["steps_per_second"]:>12,.0f}{row["with_training"]:>12,.0f}'
@@ -45,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw steps per second over the number of worlds, or of workers where that is the choice."""
-    rows = [row for row in result['rows'] if 'refused' not in row]
+    rows = result['rows']
     key = 'workers' if result['device'] == 'cpu' else 'num_worlds'
     figure, axis = plt.subplots(figsize=(6.4, 4), layout='constrained')
     for i, task in enumerate(dict.fromkeys(row['task'] for row in rows)):

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 import time
+import traceback
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str
         for _ in range(rounds):
             trainer.round()
     except RuntimeError as problem:
-        figures['error'] = str(problem).partition('\n')[0]
+        figures['error'] = f'{_origin(problem)}: ' + str(problem).partition('\n')[0]
     finally:
         if on_gpu:
             torch.cuda.set_sync_debug_mode('default')
@@ -66,6 +67,13 @@ def watched(trainer, write: Callable[[dict], None], rounds: int = 5) -> dict[str
     figures |= counted(trainer.round, rounds, on_gpu, lines=on_gpu)
     write(figures)
     return figures
+
+
+def _origin(problem):
+    """Return the innermost line of this package that an error came through."""
+    frames = [frame for frame in traceback.extract_tb(problem.__traceback__)
+              if PACKAGE in frame.filename]
+    return f'{frames[-1].filename.rpartition(PACKAGE)[2]}:{frames[-1].lineno}' if frames else ''
 
 
 def counted(function: Callable[[], Any], times: int, on_gpu: bool = False,

@@ -60,7 +60,8 @@ class CommandLimiter:
         self._rate, acceleration = gather('rate_limit', np.inf), gather(
             'acceleration_limit', np.inf)
         self._has_rate, self._brakes_at = np.isfinite(self._rate), np.isfinite(acceleration)
-        self._brakes = _Brakes(self._rate, acceleration, spec.control_dt) \
+        self.velocity = np.zeros(spec.action_dim)
+        self._brakes = _Brakes(self._rate, acceleration, spec.control_dt, self.velocity) \
             if self._brakes_at.any() else None
         self._is_limited = self._has_rate.any() or self._brakes is not None
         self._step = np.full(spec.action_dim, np.inf)
@@ -128,28 +129,22 @@ class CommandLimiter:
     def safe(self) -> np.ndarray:
         """Return the safe command, and remember it as sent; NaN where nothing can be held yet."""
         np.copyto(self.last, self._safe, where=~self._hold)
-        if self._brakes is not None:
-            self._brakes.rest()
+        self.velocity[:] = 0.0
         return self.last
 
     def forget(self) -> None:
         """Begin anew: a command that was held long ago says nothing about where the robot is."""
         np.copyto(self.last, self._safe)
-        if self._brakes is not None:
-            self._brakes.rest()
+        self.velocity[:] = 0.0
 
 
 class _Brakes:
     """Velocities of commands [unit/s] whose change is limited, and that can still stop in time."""
 
-    def __init__(self, rate, acceleration, control_dt):
+    def __init__(self, rate, acceleration, control_dt, velocity):
         # A number that is never reached keeps the arithmetic below finite.
         self._acceleration = np.where(np.isinf(acceleration), 1e12, acceleration)
-        self._rate, self._control_dt = rate, control_dt
-        self._velocity = np.zeros_like(rate)
-
-    def rest(self):
-        self._velocity[:] = 0.0
+        self._rate, self._control_dt, self._velocity = rate, control_dt, velocity
 
     def velocity(self, target, last, lower, upper):
         """Return the velocity of the next step, and remember it.

@@ -101,8 +101,12 @@ class Captured:
                 with uncollected():
                     self._graphs[key] = self._record(tensors)
             except RuntimeError as error:
-                # No going on without: torch leaves stream and generator as they are in recording.
-                reason = str(error).partition('\n')[0]
+                # No going on without: torch leaves stream and generator as they are in recording,
+                # and what it says last is only that the recording cannot be ended.
+                first = error
+                while isinstance(first.__context__, RuntimeError):
+                    first = first.__context__
+                reason = str(first).partition('\n')[0]
                 raise SpecError('trainer.cuda_graphs must be false here, since recording an '
                                 f'update failed, got true: {reason}') from error
         graph, inputs, result = self._graphs[key]

@@ -181,9 +181,9 @@ def check_outcome(name: str, estimator: str, outcome: str) -> None:
     :param name: of the settings, for the message.
     :raises SpecError: naming the key, the rule and the value.
     """
-    if estimator == 'doubly_robust' and outcome in SCALAR_OUTCOMES:
+    if estimator in ('doubly_robust', 'disturbance_critic') and outcome in SCALAR_OUTCOMES:
         raise SpecError(f'{name}.outcome must be state or achieved_goal for the estimator '
-                        'doubly_robust, which reads a disturbance of each action element from '
+                        f'{estimator}, which reads a disturbance of each action element from '
                         f'it, got {outcome}')
 
 

@@ -27,10 +27,16 @@ class GradientConfig:
     """Settings of the estimate of g(s, a); ``*_rate`` are Adam step sizes.
 
     :param estimator: how the policy's gradient is estimated.
+    :param gamma: discount, for each control period.
+    :param reward_scale: factor on rewards, not on the entropy.
+    :param hidden: widths of the hidden layers of policy, V, critics and world model.
+    :param denoiser_hidden: widths of those of the denoiser.
+    :param gradient_hidden: widths of those of the amortised gradient.
     :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
         the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
-    :param sigma: denoising noise, in normalised action units; ``sigma_ratio`` above 1 draws it
-        from ``sigma / sigma_ratio`` to ``sigma * sigma_ratio``.
+    :param sigma: standard deviation of the denoising noise, in normalised action units.
+    :param sigma_ratio: above 1, each sample's is drawn from ``sigma / sigma_ratio`` to
+        ``sigma * sigma_ratio``.
     :param lean_on: whose gradients doubly_robust adds to the denoised one.
     :param baseline: whose b(s, a) is subtracted from y, of the estimators with a denoiser.
     :param weigh_action: let critic and amortised gradient of denoising and doubly_robust, told
@@ -38,6 +44,11 @@ class GradientConfig:
         depends on it at all: for a robot many of whose actuators do nothing, and for no other
         (docs/benchmarks.md).
     :param num_critics: members of the critic's ensemble; V takes the least of them.
+    :param critic_rate: step size of critics, world model and V.
+    :param denoiser_rate: step size of the denoiser.
+    :param gradient_rate: step size of the amortised gradient.
+    :param gradient_weight_decay: AdamW's weight decay of the amortised gradient, against
+        over-fitting.
     :param num_gradients: members of the amortised gradient's ensemble.
     """
 

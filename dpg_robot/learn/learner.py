@@ -39,6 +39,7 @@ from dpg_robot.learn.routes import inverted_ascent
 class LearnerConfig(GradientConfig):
     """Settings of the learner, with those of its gradient; ``*_rate`` are Adam step sizes.
 
+    :param batch_size: transitions of an update, drawn from the replay.
     :param min_std: floor of the policy's standard deviation, before the tanh.
     :param temperature: weight of the entropy, its first value if it is tuned; 0 turns it off.
     :param target_entropy: entropy per action dimension to tune the temperature to [nat]; null
@@ -50,9 +51,13 @@ class LearnerConfig(GradientConfig):
         sample by sample, through the eps that would have given the replayed action (``inverted``).
     :param max_weight: importance weights of the inverted route are truncated at this.
     :param drift: weight of the divergence KL(slow copy of the policy | policy); 0 turns it off.
-    :param drift_rate: how fast that copy follows, per update; ``target_rate`` the same for V.
-    :param value_weight_decay: keeps V smooth; roughness would pass from state to state, since V
-        bootstraps from itself, and drown in y what the action does.
+    :param drift_rate: part of the distance by which that copy follows, per update.
+    :param policy_rate: step size of the policy, and of the temperature if it is tuned.
+    :param target_rate: part of the distance by which the slow copy of V, which y bootstraps from,
+        follows V, per update.
+    :param value_weight_decay: AdamW's weight decay of V, which keeps it smooth; roughness would
+        pass from state to state, since V bootstraps from itself, and drown in y what the action
+        does.
     :param precision: of the products between hidden layers while training on a CPU: ``bfloat16``
         is faster on some processors, and ``auto`` takes it there.
     """
@@ -80,6 +85,9 @@ class LearnerConfig(GradientConfig):
         if self.route == 'inverted' and self.estimator == 'reinforce':
             raise SpecError(f'{name}.route must be amortised for the estimator reinforce, right '
                             f'only on average over actions, got {self.route}')
+        if self.soft_value and self.value_samples < 2:
+            raise SpecError(f'{name}.value_samples must be at least 2 for soft_value, which is '
+                            f'the plain value of one sample, got {self.value_samples}')
         check_outcome(name, self.estimator, self.outcome)
 
 

@@ -58,15 +58,32 @@ class OnPolicyConfig:
     :param outcome: what the denoiser is told; ``achieved_goal`` is right only where the return
         depends on the next state through that alone.
     :param horizon: steps of each world in one rollout.
+    :param gamma: discount, for each control period.
     :param lam: lambda, the weight of later temporal differences.
     :param corrected: renormalise the weights where a rollout or a truncation cuts the sum off.
-    :param baseline: b of the estimators with a denoiser: V(s) alone, or an action's advantage.
-    :param num_epochs: passes over a rollout to fit denoiser, critic and value; ``policy_epochs``
-        to improve the policy; ``minibatches`` each.
-    :param temperature: weight of the entropy, against advantages in units of their deviation.
+    :param baseline: b of the estimators with a denoiser: V(s) alone (``value``), or the critic's
+        advantage of the action as well (``critic``).
+    :param num_epochs: passes over a rollout to fit denoiser, critic and V.
+    :param policy_epochs: passes over it to improve the policy.
+    :param minibatches: parts of a rollout, each an optimiser step of a pass.
+    :param hidden: widths of the hidden layers of policy, V and critic.
+    :param denoiser_hidden: widths of those of the denoiser.
+    :param sigma: standard deviation of the denoising noise, in normalised action units.
+    :param sigma_ratio: above 1, each sample's is drawn from ``sigma / sigma_ratio`` to
+        ``sigma * sigma_ratio``.
+    :param min_std: floor of the policy's standard deviation, before the tanh.
+    :param temperature: weight of the entropy, against advantages in units of their deviation; its
+        first value if it is tuned; 0 turns it off.
+    :param target_entropy: entropy per action dimension to tune the temperature to [nat]; null
+        keeps the temperature fixed.
     :param clip: how far reinforce lets a ratio of densities, new to old, leave 1.
-    :param drift: likewise of KL(slow copy of the policy | policy). ``drift_rate`` is how fast the
-        copy follows, per rollout: at 1 it is the policy that acted, near which estimates hold.
+    :param drift: weight of the divergence KL(slow copy of the policy | policy), against the same
+        advantages; 0 turns it off.
+    :param drift_rate: part of the distance by which that copy follows, per rollout: at 1 it is the
+        policy that acted, near which estimates hold.
+    :param policy_rate: step size of the policy, and of the temperature if it is tuned.
+    :param value_rate: step size of V and critic.
+    :param denoiser_rate: step size of the denoiser.
     """
 
     estimator: str = bounded(

@@ -46,7 +46,8 @@ CONFIG_FILE = 'config.yaml'
 NARROW = 0.25
 ALGORITHMS = ('off_policy', 'on_policy')
 # What may change when a run is resumed.
-MAY_DIFFER = ('trainer.env_steps', 'trainer.workers', 'trainer.cuda_graphs')
+MAY_DIFFER = ('trainer.env_steps', 'trainer.workers', 'trainer.cuda_graphs',
+              'trainer.checkpoint_every_steps', 'world.robot.model', 'world.robot.model_hash')
 logger = logging.getLogger('dpg_robot')
 
 
@@ -57,15 +58,22 @@ class TrainerConfig:
     :param algorithm: ``off_policy`` learns from a replay, ``on_policy`` from each rollout once.
     :param device: ``cpu``, with MuJoCo's worlds; ``cuda``, where worlds, replay and networks are
         all on the GPU; ``warp_cpu``, the same code as on the GPU on the CPU, slowly, for tests.
+    :param env_steps: length of the training.
     :param num_worlds: worlds that are stepped together: some on a CPU, thousands on a GPU.
-    :param workers: processes that step the worlds; the training is the same with any number.
-    :param warmup_steps: steps with uniformly random actions before learning starts, off-policy;
-        likewise ``updates_per_step``, learner updates for each environment step,
-        ``replay_capacity`` and ``hindsight``.
-    :param hindsight: so many transitions are learned from with a goal that was reached later, for
-        each with the goal that was asked for; 0 for none.
+    :param workers: processes that step the worlds, on ``cpu``; the training is the same with any
+        number.
+    :param seed: of all random numbers but those of evaluations, which are the same in each.
+    :param warmup_steps: off-policy: steps with uniformly random actions before learning starts.
+    :param updates_per_step: off-policy: learner updates for each environment step.
+    :param replay_capacity: off-policy: transitions to learn from, of which the newest replace the
+        oldest; at least ``num_worlds``.
+    :param hindsight: off-policy, on ``cpu``: so many transitions are learned from with a goal
+        that was reached later, for each with the goal that was asked for; 0 for none.
+    :param log_every_steps: how often figures are logged.
     :param eval_every_steps: how often the deterministic policy is evaluated, always in MuJoCo's
         worlds on the CPU; 0 for never.
+    :param eval_episodes: episodes of each evaluation.
+    :param checkpoint_every_steps: how often a checkpoint is written; the last is at the end.
     :param torch_threads: threads of one torch operation; small networks want 1.
     :param cuda_graphs: on a GPU, record updates as CUDA graphs and replay them.
     """
@@ -120,7 +128,8 @@ class Trainer:
 
     def __init__(self, config: TrainerConfig, learner_config: LearnerConfig | OnPolicyConfig,
                  envs, eval_envs, run_dir: Path, identity: dict[str, Any],
-                 goals: Goals | None = None):
+                 goals: Goals | None = None,
+                 complete: Callable[[dict], dict] = lambda identity: identity):
         """Start a new training, or resume the one whose checkpoint is in ``run_dir``.
 
         :param learner_config: its type decides how is learned.
@@ -131,6 +140,7 @@ class Trainer:
         :param run_dir: folder for checkpoint, metrics and TensorBoard events.
         :param identity: plain data that describes the run, kept in the checkpoint.
         :param goals: those of the worlds, which ``hindsight`` needs.
+        :param complete: gives an identity of an earlier version what has been added since.
         :raises SpecError: if the checkpoint cannot be read, or belongs to another run, or if the
             device has too little memory.
         """
@@ -148,8 +158,11 @@ class Trainer:
         self.env_steps, self.train_seconds, self.warned = 0, 0.0, False
         self.last_eval: dict[str, Any] | None = None
         self.worlds.reset(config.seed)
-        if self.checkpoint_path.exists():
-            self._load_state(load_checkpoint(self.checkpoint_path))
+        self._saved = self._signature()  # before it is read, so that no other one is missed
+        if self._saved:
+            state = load_checkpoint(self.checkpoint_path)
+            refuse_other(complete(state['identity']), self.identity, self.run_dir)
+            self._load_state(state)
 
     def _wrap(self, envs):
         if envs is None:
@@ -181,7 +194,8 @@ class Trainer:
         """Train until done or told to stop; either way the last act is a checkpoint.
 
         :return: whether the training is finished.
-        :raises SpecError: if another process trains in the same folder.
+        :raises SpecError: if another process trains in the same folder, or has since this
+            training was opened.
         """
         self._speed = (time.monotonic(), self.env_steps)
         with self._own_run_dir(), open_log(self.run_dir, self.env_steps) as log:
@@ -201,6 +215,10 @@ class Trainer:
                 if saves:
                     self.save()
             self.save()
+        if self.finished and not self.updates:
+            logger.warning(
+                'trainer.env_steps must be at least trainer.warmup_steps (%d) to learn anything, '
+                'got %d', self.config.warmup_steps, self.config.env_steps)
         return self.finished
 
     def round(self) -> dict[str, torch.Tensor]:
@@ -223,6 +241,9 @@ class Trainer:
             except OSError:
                 raise SpecError(f'{self.run_dir} must have one training at a time, and another '
                                 'process trains there') from None
+            if self._signature() != self._saved:
+                raise SpecError(f'{self.checkpoint_path} must be the one that this training began '
+                                'with, and another process has written it since: open it anew')
             text = yaml.safe_dump(self.identity, sort_keys=False)
             write_atomic(self.run_dir / CONFIG_FILE, lambda file: file.write(text.encode()))
             yield
@@ -240,6 +261,14 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint."""
         save_checkpoint(self.checkpoint_path, self._state())
+        self._saved = self._signature()
+
+    def _signature(self):
+        """Return what tells the checkpoint on the disk from any other; None if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.checkpoint_path.stat()
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        return None
 
     def close(self) -> None:
         """Release the worlds."""
@@ -288,7 +317,6 @@ class Trainer:
                 torch.cuda.get_rng_state(device) if device.type == 'cuda' else None}
 
     def _load_state(self, state):
-        refuse_other(state['identity'], self.identity, self.run_dir)
         # The last round of all worlds may overshoot by less than a round.
         if state['env_steps'] >= self.config.env_steps + self.algorithm.steps_per_round:
             raise SpecError(f'trainer.env_steps must be at least {state["env_steps"]}, the steps '

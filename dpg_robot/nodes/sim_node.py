@@ -107,9 +107,13 @@ class SimNode(Node):
         frame = self.settings['frame_id']
         self._writer = MessageWriter(
             spec.observation, lambda name: message_class(name)(), frame)
+        # A policy waits for the topics that age fastest: a new goal must be there before them.
+        ages = {topic: min(term.max_age_s for term in spec.observation if term.topic == topic)
+                for topic in group_by_topic(spec.observation)}
+        types = {term.topic: term.type for term in spec.observation}
         self._state_publishers = {
-            topic: self.create_publisher(message_class(group.type), topic, NEWEST_RELIABLE)
-            for topic, group in group_by_topic(spec.observation).items()}
+            topic: self.create_publisher(message_class(types[topic]), topic, NEWEST_RELIABLE)
+            for topic in sorted(ages, key=ages.get, reverse=True)}
         for topic, group in group_by_topic(spec.action).items():
             kind = message_class(group.type)
             check_fields(group.fields, kind(), f'action topic {topic}')
@@ -165,8 +169,10 @@ class SimNode(Node):
 
     def _publish_state(self):
         stamp = self.get_clock().now().to_msg()
-        for topic, message in self._writer.write(self.robot.observation, stamp):
-            self._state_publishers[topic].publish(message)
+        messages = dict(self._writer.write(self.robot.observation, stamp))
+        for topic, publisher in self._state_publishers.items():
+            if topic in messages:
+                publisher.publish(messages[topic])
 
     def _publish_result(self, result):
         success = {} if result.success is None else {'success': int(result.success)}

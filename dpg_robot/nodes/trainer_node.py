@@ -40,7 +40,7 @@ from std_srvs.srv import Trigger
 
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.experiment import export_run, export_trainer, load_config, open_trainer
+from dpg_robot.experiment import export_run, export_trainer, load_training, open_trainer
 from dpg_robot.learn.run_log import Progress
 from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer
 from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
@@ -100,6 +100,8 @@ class TrainerNode(Node):
         if self.settings['autostart']:
             self._open(self.settings['resume'])
         self._connect()
+        if self._state == 'finished':
+            self._jobs.put((self._offer_finished, Future()))
 
     def _connect(self):
         self._diagnostics = Diagnostics(self, 'training', self._config.world.task)
@@ -223,17 +225,33 @@ class TrainerNode(Node):
         return self._begin(resume=True)
 
     def _export(self):
-        path = Path(self.get_parameter('export_path').value
-                    or self.run_dir / 'model.onnx').absolute()
+        path = self._export_path()
         episodes = self.get_parameter('export_episodes').value
         if self._trainer is None:
             export_run(self.run_dir, path, episodes)
         else:
             self._exported_at = self._trainer.env_steps
             export_trainer(self._trainer, self._config, path, episodes)
+        self._announce(path)
+        return f'exported {path}, content hash {self._model["content_hash"]}'
+
+    def _export_path(self):
+        return Path(self.get_parameter('export_path').value
+                    or self.run_dir / 'model.onnx').absolute()
+
+    def _announce(self, path):
         self._model = {'path': str(path), 'content_hash': read_sealed(path)[1]}
         self._model_publisher.publish(String(data=str(path)))
-        return f'exported {path}, content hash {self._model["content_hash"]}'
+
+    def _offer_finished(self):
+        """Make up for an export that a training, finished before this node began, may lack."""
+        path, checkpoint = self._export_path(), self.run_dir / CHECKPOINT_FILE
+        if path.exists() and path.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns:
+            self._announce(path)
+            return f'the training in {self.run_dir} is finished, and its policy {path}'
+        if self.get_parameter('export_when_done').value:
+            return self._export()
+        return f'the training in {self.run_dir} is finished'
 
     def _already(self):
         return f'already {self.state}, in {self.run_dir}'
@@ -280,7 +298,7 @@ class TrainerNode(Node):
                                     ('trainer.env_steps', given['env_steps'], 0)):
             if value != default:
                 overrides.append(f'{key}={value}')
-        return load_config(given['config'], overrides)
+        return load_training(given['config'], overrides)
 
     def _on_progress(self, progress):
         self._progress = progress

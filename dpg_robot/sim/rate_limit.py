@@ -29,8 +29,8 @@ class RateLimitedWorld(StochasticWorld):
     """Limit commands as ``policy_node`` does, before any noise comes on them.
 
     So a policy meets in training what it will meet on the robot, and a command that the node has
-    limited already passes unchanged. The task has ``held_position``: where its joints are told to
-    be before the first command, for position control.
+    limited already passes unchanged. A task whose safe command is to hold has ``held_position``:
+    where its joints are told to be before the first command; without it that one is not limited.
     """
 
     def __init__(self, task: gymnasium.Env, *noise: Any):
@@ -43,8 +43,8 @@ class RateLimitedWorld(StochasticWorld):
         obs, info = super().reset(seed=seed, options=options)
         self.limiter = CommandLimiter(self.policy_spec)
         held = np.isnan(self.limiter.last)
-        if held.any():
-            self.limiter.last[held] = self.get_wrapper_attr('held_position')
+        if held.any() and self.has_wrapper_attr('held_position'):
+            self.limiter.last[held] = self.get_wrapper_attr('held_position')[held]
         return obs, info
 
     def commanded(self, action: np.ndarray) -> np.ndarray:
@@ -56,10 +56,12 @@ class RateLimitedWorld(StochasticWorld):
     @property
     def state(self) -> dict[str, Any]:
         """Return everything that decides this world's future."""
-        return {**super().state, 'last_command': self.limiter.last.copy()}
+        return {**super().state, 'last_command': self.limiter.last.copy(),
+                'command_velocity': self.limiter.velocity.copy()}
 
     @state.setter
     def state(self, value: dict[str, Any]) -> None:
         StochasticWorld.state.fset(self, value)
         self.limiter = CommandLimiter(self.policy_spec)
         self.limiter.last[:] = value['last_command']
+        self.limiter.velocity[:] = value.get('command_velocity', 0.0)  # none in older states

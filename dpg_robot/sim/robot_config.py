@@ -33,7 +33,7 @@ class GoalRegion:
     """The box that goals of ``reach`` are drawn from, uniformly.
 
     :param lower: its least x, y and z in the frame of the model's world [m].
-    :param upper: its greatest.
+    :param upper: its greatest x, y and z [m].
     :param tolerance: a success is an end effector within this distance of its goal [m].
     """
 
@@ -61,7 +61,7 @@ class Reference:
     """The trajectories that ``track`` follows: for each joint a sum of random sines.
 
     :param amplitude: greatest distance from ``home`` [rad], one for all joints or one for each.
-    :param max_frequency_hz: of the fastest sine.
+    :param max_frequency_hz: of the fastest sine [Hz].
     :param num_sines: in each joint's sum.
     """
 
@@ -80,17 +80,21 @@ class RobotConfig:
         ``package://some_ros_package/path``.
     :param joints: the joints that are observed and commanded, in this order.
     :param control: what a command is: ``position`` [rad], ``velocity`` [rad/s], ``torque`` [N m].
-    :param end_effector: a site, or else a body (a link in a URDF).
+    :param control_rate_hz: commands in a second [Hz]; a control period must be a whole number of
+        physics steps.
+    :param end_effector: a site, or else a body (a link in a URDF), for ``reach``.
     :param sim_dt: physics time step [s].
-    :param home: where episodes of ``reach`` begin [rad].
-    :param home_spread: they begin up to this far from it, in each joint [rad].
+    :param home: where episodes of ``reach`` begin, and the middle of what ``track`` follows [rad];
+        where it is left out, 0 or the nearest limit.
+    :param home_spread: episodes begin up to this far from their start, in each joint [rad].
     :param position_lower: least joint angles [rad], within the model's own limits.
-    :param position_upper: greatest.
+    :param position_upper: greatest joint angles [rad], likewise.
     :param velocity_limit: largest velocity [rad/s]: of the command with velocity control; with
         position control the command moves no faster.
     :param acceleration_limit: with velocity control, the command changes no faster [rad/s^2].
     :param torque_limit: largest torque of a drive [N m].
-    :param bandwidth_hz: of the servos of position and velocity control, where no gain is given.
+    :param bandwidth_hz: of the servos of position and velocity control [Hz], where no gain is
+        given.
     :param kp: gain of position control [N m/rad].
     :param kv: damping of position control, or gain of velocity control [N m s/rad].
     :param gravity_compensation: the drives carry the arm's weight, as those of most arms do.
@@ -98,7 +102,7 @@ class RobotConfig:
     :param goal: for the task ``reach``.
     :param reference: for the task ``track``.
     :param model_hash: SHA-256 of the model file; filled in when a task file is read, so that a
-        policy is not evaluated on another robot than it was trained on; empty for any file.
+        policy is not evaluated on another robot than it was trained on; '' takes any file.
     """
 
     model: str
@@ -167,7 +171,7 @@ def locate(world: dict, folder: Path) -> None:
         return  # the loader says what is wrong
     if not robot['model'].startswith(PACKAGE_URI):
         robot['model'] = str((Path(folder) / robot['model']).resolve())
-    if not robot.get('model_hash'):
+    if robot.get('model_hash') is None:
         robot['model_hash'] = hash_of(find_model(robot['model']))
 
 

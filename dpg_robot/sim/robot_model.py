@@ -93,7 +93,7 @@ def _check_hash(config, path):
         raise SpecError(
             f'world.robot.model must be the file that was read at first, SHA-256 '
             f'{config.model_hash[:12]}..., but {path} has {found[:12]}...; it was changed since '
-            "(robot.model_hash='' takes it nevertheless)")
+            "(--set world.robot.model_hash='' takes it nevertheless)")
 
 
 def _parse(path):
@@ -150,7 +150,9 @@ def _mark_tool(spec, config):
     if name:
         site, body = spec.site(name), spec.body(name)
         if site is not None:
-            site.parent.add_site(name=TOOL, pos=site.pos, quat=site.quat, group=4)
+            tool = site.parent.add_site(name=TOOL, pos=site.pos, group=4)
+            if site.frame is not None:  # the place is told in it
+                tool.set_frame(site.frame)
         elif body is not None:
             body.add_site(name=TOOL, group=4)
         else:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import gymnasium
 from gymnasium.vector import VectorEnv
 
-from dpg_robot.contract.strict import bounded, SpecError
+from dpg_robot.contract.strict import bounded, dump, load, SpecError
 from dpg_robot.sim.dead import DeadActuators
 from dpg_robot.sim.noise import Noise, NoiseConfig, StochasticWorld
 from dpg_robot.sim.rate_limit import RateLimitedWorld
@@ -39,12 +39,14 @@ if TYPE_CHECKING:
 class WorldConfig:
     """Which task, which reward, and how noisy.
 
+    :param task: its name; ``dpg-robot tasks`` lists them all.
     :param reward: 'dense'; a task with a goal may have 'sparse', too.
+    :param noise: what is noisy about it.
     :param dead_actuators: so many actuators that move nothing are appended to the task's own.
     :param robot: the robot of a task that needs one: ``reach`` or ``track``.
     """
 
-    task: str = bounded(choices=tuple(TASKS))
+    task: str = bounded(choices=TASKS)
     reward: str = bounded('dense', choices=('dense', 'sparse'))
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     dead_actuators: int = bounded(0, minimum=0, maximum=64)
@@ -69,8 +71,10 @@ def make_world(config: WorldConfig, render_mode: str | None = None) -> Stochasti
     """Build one world: a gymnasium environment with physical observations.
 
     :param render_mode: None or 'rgb_array'.
-    :raises SpecError: if the task has no such reward, or lacks what the noise names.
+    :raises SpecError: if a setting is impossible, the task has no such reward, or lacks what the
+        noise names.
     """
+    config = _checked(config)
     return _make_stochastic(_make_task(config, render_mode), config)
 
 
@@ -88,6 +92,7 @@ def make_vector(config: WorldConfig, num_envs: int, workers: int = 1) -> VectorE
     """
     if not 1 <= workers <= num_envs:
         raise SpecError(f'workers must be 1 to num_envs ({num_envs}), got {workers}')
+    config = _checked(config)
     if workers == 1:
         return _make_chunk(config, num_envs)
     return WorkerVector(_make_chunk, config, num_envs, workers)
@@ -110,6 +115,11 @@ def make_device_vector(config: WorldConfig, num_envs: int,
     return build(make_world(config), num_envs, device)
 
 
+def _checked(config):
+    """Return a configuration by the rules of task files, wherever it was written."""
+    return load(WorldConfig, dump(config), 'world')
+
+
 def _make_chunk(config, num_envs):
     tasks = [_make_task(config) for _ in range(num_envs)]
     noise = Noise(config.noise, tasks[0].policy_spec, num_envs)
@@ -118,12 +128,14 @@ def _make_chunk(config, num_envs):
 
 
 def _make_stochastic(task, config, *noise_and_row) -> StochasticWorld:
-    kind = RateLimitedWorld if config.robot else StochasticWorld
+    is_limited = config.robot or any(
+        limit is not None for term in task.get_wrapper_attr('policy_spec').action
+        for limit in (*term.rate_limit, *term.acceleration_limit))
+    kind = RateLimitedWorld if is_limited else StochasticWorld
     return kind(task, config.noise, *noise_and_row)
 
 
 def _make_task(config, render_mode=None) -> gymnasium.Env:
-    config.check('world')
     entry = TASKS[config.task]
     choice = {'reward': config.reward} if entry.has_sparse else {}
     if entry.needs_robot:

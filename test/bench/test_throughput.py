@@ -109,16 +109,34 @@ def test_rows_that_do_not_fit_into_memory_or_time_are_refused(monkeypatch):
     bench = ThroughputBench('warp_cpu', ('reacher',), (4,), (1,), 0.05, TINY)
     for error, message in (
             (torch.OutOfMemoryError('CUDA out of memory. Tried to\nno more'),
-             'CUDA out of memory. Tried to'),
-            (RuntimeError('Failed to allocate 9 bytes'), 'Failed to allocate 9 bytes')):
+             'OutOfMemoryError: CUDA out of memory. Tried to'),
+            (RuntimeError('Failed to allocate 9 bytes'),
+             'RuntimeError: Failed to allocate 9 bytes')):
         monkeypatch.setattr(throughput, '_simulate', mock.Mock(side_effect=error))
         row, = bench_throughput(bench)['rows']
         assert row['refused'] == message
-    monkeypatch.setattr(throughput, '_simulate', mock.Mock(side_effect=RuntimeError('a mistake')))
-    with pytest.raises(RuntimeError, match='a mistake'):
-        bench_throughput(bench)
     row, = bench_throughput(bench, ends=time.monotonic() - 1)['rows']
     assert row['refused'] == 'no time was left' and row['task'] == 'reacher'
+
+
+def test_a_row_that_fails_leaves_what_is_known_and_the_others(monkeypatch, tmp_path, capsys):
+    learn, found = throughput._learn, [RuntimeError('a mistake\nmore'), None]
+
+    def fail_first(*arguments):
+        if (error := found.pop(0)) is not None:
+            raise error
+        return learn(*arguments)
+    monkeypatch.setattr(throughput, '_learn', fail_first)
+    with pytest.raises(SystemExit):
+        main(['bench', 'throughput', 'reacher', '--num-worlds', '2', '3', '--workers', '1',
+              '--seconds', '0.05', '--output', str(tmp_path / 'r.json'),
+              *(part for change in TINY for part in ('--set', change))])
+    told = capsys.readouterr()
+    assert 'dpg-robot: 1 of 2 rows failed, first: RuntimeError: a mistake\n' == told.err
+    first, second = json.loads((tmp_path / 'r.json').read_text())['rows']
+    assert first['failed'] == 'RuntimeError: a mistake' and first['steps_per_second'] > 0
+    assert second['with_training'] > 0
+    assert f'{first["steps_per_second"]:,.0f}  RuntimeError: a mistake\n' in told.out
 
 
 @pytest.mark.parametrize('task, name', [('reacher', 'ctrl'), ('fetch_reach', 'mocap_pos')])
@@ -171,7 +189,7 @@ def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):
     assert script.main(['--device', 'warp_cpu', '--quick', '--output', str(path)]) == 0
     result = json.loads(path.read_text())
     for algorithm in ('off_policy', 'on_policy'):
-        figures = result['waiting'][algorithm]
+        figures = result[f'{algorithm}_waits']
         assert figures['error'] is None and figures['operations'] > 0
         # On a CPU some operations read values themselves: these, and no others.
         assert {place.partition(' in ')[2] for place in figures['where']} <= {
@@ -188,35 +206,60 @@ def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):
         assert [point['env_steps'] for point in curve['points']] == [16, 32]
         assert curve['points'][-1]['return'] < 0 and not curve['cut_off']
     assert result['quick'] and result['machine']['cores'] and result['versions']
+    assert ('passed' if torch.cuda.is_available() else 'skipped') in \
+        result['parity']['closing_line']
 
 
 def test_what_fails_in_one_section_leaves_the_others(script, tmp_path, monkeypatch):
     path = tmp_path / 'gpu.json'
     only = ['--device', 'warp_cpu', '--quick', '--output', str(path), '--only']
 
-    def train(config, seconds, write, enough):
+    def train(config, seconds, write, enough=None):
         write({'points': [1]})
         raise RuntimeError('CUDA error: an illegal memory access')
     monkeypatch.setattr(script, 'train', train)
     monkeypatch.setattr(script, 'compile_kernels', lambda config: 0.5)
-    assert script.main([*only, 'fetch_reach']) == 1
+    assert script.main([*only, 'fetch_reach']) == script.main([*only, 'hand_reach']) == 1
     monkeypatch.setattr(script, 'bench_throughput', lambda bench, note, ends: note({'task': 'x'}))
     assert script.main([*only, 'throughput']) == 0
     result = json.loads(path.read_text())
     assert result['fetch_reach']['points'] == [1]  # what was known before
     assert 'RuntimeError: CUDA error: an illegal memory access' in result['fetch_reach']['failed']
     assert result['throughput']['rows'] == [{'task': 'x'}]
+    for name in script.ESTIMATORS:  # one estimator that fails leaves the others, too
+        assert result['hand_reach'][name]['points'] == [1]
+        assert 'an illegal memory access' in result['hand_reach'][name]['failed']
+
+
+def test_what_cannot_be_recorded_is_run_without_graphs(script, tmp_path, monkeypatch):
+    asked, path = [], tmp_path / 'gpu.json'
+
+    def run_apart(section, seconds, limit, options, changes):
+        asked.append((section, tuple(changes)))
+        fails = section == 'fetch_reach' and script.NO_GRAPHS not in changes
+        script.save(path, **{section: {'failed': f'... {script.REFUSED_GRAPHS} here, since ...'}
+                             if fails else {'train_s': 9.0}})
+        return not fails
+    monkeypatch.setattr(script, 'run_apart', run_apart)
+    assert script.main(['--output', str(path), '--set', 'trainer.seed=2']) == 1
+    seed = ('trainer.seed=2',)
+    assert asked[:4] == [('parity', seed), ('throughput', seed), ('fetch_reach', seed),
+                         ('fetch_reach', (*seed, 'trainer.cuda_graphs=false'))]
+    result = json.loads(path.read_text())
+    assert result['fetch_reach']['train_s'] == 9.0
+    assert script.REFUSED_GRAPHS in result['fetch_reach']['recorded']['failed']
+    assert result['hand_reach'] == {'train_s': 9.0} and len(asked) == 7
 
 
 def test_a_section_that_hangs_or_breaks_down_is_told(script, tmp_path, monkeypatch):
     options = SimpleNamespace(device='warp_cpu', quick=True, output=tmp_path / 'gpu.json')
-    script.save(options.output, waiting={'off_policy': 1})
-    assert not script.run_apart('waiting', 1.0, 0.01, options)
+    script.save(options.output, off_policy_waits={'rounds': 1})
+    assert not script.run_apart('off_policy_waits', 1.0, 0.01, options)
     failed = SimpleNamespace(returncode=-11)
     monkeypatch.setattr(script.subprocess, 'run', lambda *command, **more: failed)
     assert not script.run_apart('throughput', 1.0, 9.0, options)
     assert json.loads(options.output.read_text()) == {
-        'waiting': {'off_policy': 1, 'failed': 'its process was ended after 0 s'},
+        'off_policy_waits': {'rounds': 1, 'failed': 'its process was ended after 0 s'},
         'throughput': {'failed': 'its process ended with -11'}}
 
 
@@ -228,7 +271,7 @@ def test_the_others_take_as_many_steps_as_the_slowest(script, monkeypatch):
         return {'env_steps': 123, 'cut_off': True}
     monkeypatch.setattr(script, 'train', train)
     monkeypatch.setattr(script, 'compile_kernels', lambda config: 0.5)
-    script.Gpu('warp_cpu', False, 1.0, lambda figures: None).hand_reach()
+    script.Gpu('warp_cpu', False, time.monotonic() + 60.0, lambda figures: None).hand_reach()
     assert [(config.on_policy.estimator, config.trainer.env_steps) for config in configs] == [
         ('doubly_robust', 20_000_000), ('denoising', 123), ('critic', 123), ('reinforce', 123)]
-    assert {config.trainer.eval_every_steps for config in configs} == {655_360}
+    assert {config.trainer.eval_every_steps for config in configs} == {327_680}

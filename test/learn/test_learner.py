@@ -392,6 +392,7 @@ def test_saved_state_resumes_to_the_bit(random_batch, estimator, changes):
     ({'drift': -1}, r'drift must be at least 0, got -1'),
     ({'num_critics': 11}, r'num_critics must be at most 10, got 11'),
     ({'precision': 'half'}, 'precision must be one of auto, float32, bfloat16; got'),
+    ({'soft_value': True}, 'value_samples must be at least 2 for soft_value, .*, got 1'),
     ({'hidden': [64, 0]}, r'hidden\[1\] must be at least 1, got 0')])
 def test_bad_settings_are_named(data, message):
     with pytest.raises(SpecError, match='learner.' + message):
@@ -399,8 +400,9 @@ def test_bad_settings_are_named(data, message):
 
 
 @pytest.mark.parametrize('outcome', ['reward', 'value'])
-def test_a_scalar_outcome_is_refused_where_it_would_bias(outcome):
-    data = {'estimator': 'doubly_robust', 'outcome': outcome}
+@pytest.mark.parametrize('estimator', ['doubly_robust', 'disturbance_critic'])
+def test_a_scalar_outcome_is_refused_where_it_would_bias(estimator, outcome):
+    data = {'estimator': estimator, 'outcome': outcome}
     with pytest.raises(SpecError, match='learner.outcome must be state or achieved_goal .* got '):
         load(LearnerConfig, data, 'learner')
     assert load(LearnerConfig, data | {'estimator': 'denoising'}, 'learner').outcome == outcome

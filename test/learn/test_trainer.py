@@ -31,11 +31,13 @@ from small_training import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 import torch
+import yaml
 
 from dpg_robot import experiment
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
 from dpg_robot.learn import off_policy as module
+from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
 from dpg_robot.learn.off_policy import OffPolicy
 from dpg_robot.learn.replay import Replay, RUN
 from dpg_robot.learn.run_log import Progress
@@ -247,6 +249,45 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path):
         return len(asked) > 1
     assert first.run(should_stop=start_the_second)
     assert asked
+
+
+@pytest.mark.parametrize('begun', [False, True])
+def test_what_another_training_did_meanwhile_is_not_lost(tmp_path, begun):
+    if begun:
+        train(tiny_config(), tmp_path, should_stop=stop_after(30))
+    late = open_trainer(tiny_config(), tmp_path, resume=True)
+    train(tiny_config(), tmp_path)
+    with pytest.raises(SpecError, match='^.*checkpoint.pt must be the one that this training '
+                       'began with, and another process has written it since: open it anew$'):
+        late.run()
+    assert open_trainer(tiny_config(), tmp_path, resume=True).env_steps == 200
+    assert rows_of(tmp_path)[-1]['env_steps'] == 200
+
+
+def test_a_training_goes_on_behind_its_own_checkpoint(whole, tmp_path):
+    trainer = open_trainer(tiny_config(*EVALUATED), tmp_path, resume=True)
+    trainer.run(should_stop=stop_after(30))
+    assert trainer.run()
+    assert_same_parameters(whole, trainer)
+
+
+def test_a_run_of_an_earlier_version_goes_on(whole, tmp_path):
+    train(tiny_config(*EVALUATED), tmp_path, should_stop=stop_after(30))
+    config = yaml.safe_load((tmp_path / 'config.yaml').read_text())
+    state = load_checkpoint(tmp_path / 'checkpoint.pt')
+    for identity in config, state['identity']:  # a key that came later, at its default
+        del identity['learner']['weigh_action']
+    (tmp_path / 'config.yaml').write_text(yaml.safe_dump(config))
+    save_checkpoint(tmp_path / 'checkpoint.pt', state)
+    with pytest.raises(SpecError, match='^learner.weigh_action must be False, as the training'):
+        open_trainer(tiny_config(*EVALUATED, 'learner.weigh_action=true'), tmp_path, resume=True)
+    assert_same_parameters(whole, train(None, tmp_path))
+
+
+def test_a_training_too_short_to_learn_says_so(tmp_path, caplog):
+    train(tiny_config('trainer.env_steps=18'), tmp_path)
+    assert caplog.messages == ['trainer.env_steps must be at least trainer.warmup_steps (20) to '
+                               'learn anything, got 18']
 
 
 def test_training_worlds_are_not_those_of_an_evaluation(tmp_path, monkeypatch):

@@ -263,6 +263,25 @@ def test_a_training_by_hand(ros, tmp_path):
                            train(tiny_config('trainer.env_steps=120'), tmp_path / 'other'))
 
 
+def test_a_finished_training_has_its_policy(ros, tmp_path):
+    """Also where a node ended between the last checkpoint and the export."""
+    config = write_config(tmp_path / 'short.yaml', 'trainer.env_steps=60')
+    run_dir = tmp_path / 'run'
+    train(tiny_config('trainer.env_steps=60'), run_dir)
+    path, made_ns = run_dir / 'model.onnx', []
+    for line in 'exported', 'is finished, and its policy':
+        process = ros.start('trainer_node', config=config, run_dir=run_dir, export_episodes=0)
+        trainer = Trainer(ros)
+        ros.wait(lambda: trainer.models, 30.0, 'the model of the finished training')
+        assert trainer.models[-1][1].data == str(path)
+        content_hash = OnnxPolicy(path).content_hash
+        ros.status(STATUS, lambda s: values(s)['model.content_hash'] == content_hash)
+        assert ros.stop(process) == 0
+        assert line in process.log.read_text()
+        made_ns.append(path.stat().st_mtime_ns)
+    assert made_ns[0] == made_ns[1]
+
+
 def test_a_failure_is_told_and_survived(ros, tmp_path):
     config = write_config(tmp_path / 'failing.yaml', 'trainer.checkpoint_every_steps=20')
     process = ros.start('trainer_node', code=FAIL_ONCE, config=config, run_dir=tmp_path / 'run',

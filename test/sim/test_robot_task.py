@@ -23,17 +23,19 @@ from builtin_interfaces.msg import Time
 import mujoco
 import numpy as np
 import pytest
+from small_training import train
 import yaml
 
 from dpg_robot.contract.messages import message_class, MessageWriter
 from dpg_robot.contract.observation import ObservationAssembler
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
-from dpg_robot.experiment import ExperimentConfig, load_config, world_of
+from dpg_robot.experiment import ExperimentConfig, export_run, load_config, world_of
 from dpg_robot.resources import share_path, task_names
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.rate_limit import RateLimitedWorld
 from dpg_robot.sim.robot_config import RobotConfig
+from dpg_robot.sim.robot_model import build_robot
 from dpg_robot.sim.world import make_vector, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -319,6 +321,19 @@ def test_the_end_effector_is_where_kinematics_put_it(tmp_path):
     np.testing.assert_array_equal(obs[7:], task.sim.goal)
 
 
+def test_a_site_may_lie_in_a_frame(tmp_path):
+    path = write(tmp_path)
+    site = '<site name="tip" pos="0.3 0 0"/>'
+    assert ARM.count(site) == 1
+    (tmp_path / 'arm.xml').write_text(ARM.replace(
+        site, f'<frame pos="0 0 0.1" euler="0 90 0">{site}</frame>'))
+    sim = make_world(load_config(path).world).env.sim
+    sim.data.qpos[:2] = 0.3, -0.7
+    mujoco.mj_kinematics(sim.model, sim.data)
+    np.testing.assert_allclose(sim.end_effector, sim.data.site('tip').xpos, atol=1e-9)
+    assert abs(sim.end_effector[2] - sim.data.body('lower').xpos[2]) > 0.05
+
+
 def test_a_body_may_be_the_end_effector(tmp_path):
     task = world(tmp_path, end_effector='finger').env
     task.reset(seed=0)
@@ -577,6 +592,29 @@ def test_a_policy_knows_its_robot_again(tmp_path):
                        f'first, SHA-256 {config.robot.model_hash[:12]}.*, but {moved} has '):
         make_world(world_of(spec, changed))
     make_world(world_of(spec, [*changed, "robot.model_hash=''"]))
+
+
+def test_a_run_outlives_its_model_file(tmp_path):
+    path, run_dir = write(tmp_path), tmp_path / 'run'
+    model, policy = tmp_path / 'arm.xml', tmp_path / 'policy.onnx'
+    tiny = ['learner.hidden=[8]', 'learner.denoiser_hidden=[8]', 'learner.gradient_hidden=[8]',
+            'trainer.eval_every_steps=0']
+    train(load_config(path, [*tiny, 'trainer.env_steps=4']), run_dir)
+    moved = model.rename(tmp_path / 'moved.xml')
+    build_robot.cache_clear()
+    with pytest.raises(SpecError, match='found none at'):
+        export_run(run_dir, policy, 1)
+    there = [f'world.robot.model={moved}']
+    export_run(run_dir, policy, 1, there)
+    moved.write_text(ARM.replace('<worldbody>', '<worldbody> <!-- as before -->'))
+    build_robot.cache_clear()
+    with pytest.raises(SpecError, match='it was changed since'):
+        export_run(run_dir, policy, 1, there)
+    changed = [*there, "world.robot.model_hash=''"]
+    spec, _ = export_run(run_dir, policy, 1, changed)
+    assert spec.training.world['robot']['model'] == str(moved)
+    longer = load_config(run_dir / 'config.yaml', [*changed, 'trainer.env_steps=8'])
+    assert train(longer, run_dir).env_steps == 8
 
 
 def test_a_copy_of_a_task_file_means_the_same_robot(tmp_path):

@@ -12,13 +12,19 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
+import dataclasses
+from functools import partial
+
+import gymnasium
 import numpy as np
+from policy_files import pose_spec
 import pytest
 
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
 from dpg_robot.sim.fetch import EPISODE_STEPS
 from dpg_robot.sim.noise import Noise, NoiseConfig, StochasticWorld
+from dpg_robot.sim.tasks import TaskEntry, TASKS
 from dpg_robot.sim.vector import VectorWorld
 from dpg_robot.sim.world import make_vector, make_world, WorldConfig
 
@@ -29,6 +35,64 @@ NOISY = WorldConfig('fetch_reach', noise=NoiseConfig(
     pushes={'robot0:gripper_link': PushConfig(5.0, (1.0, 5.0), 0.05)},
     randomize=RandomizeConfig(scale=ScaleConfig(mass=(0.8, 1.2), damping=(0.5, 2.0)))))
 QUIET = WorldConfig('fetch_reach')
+
+
+class Drive(gymnasium.Env):
+    """Three joints that move as they are told; a task of somebody's own."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (6,), np.float64)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    state, episode_steps = 0.0, 50
+
+    def __init__(self, render_mode=None, **limits):
+        spec = pose_spec()
+        self.policy_spec = dataclasses.replace(
+            spec, action=(dataclasses.replace(
+                spec.action[0], scale=(1.0,) * 3, lower=(-1.0,) * 3, upper=(1.0,) * 3, **limits),))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(6), {}
+
+    def step(self, action):
+        return np.repeat(action, 2), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize('limits, moves', [
+    ({}, [1.0, -1.0, 1.0]),
+    ({'rate_limit': (5.0, None, None)}, [0.1, 0.0, 0.1]),  # 0.1 in a period of 0.02 s
+    ({'acceleration_limit': (50.0, None, None)}, [0.02, 0.02, 0.04])])
+def test_a_task_of_ones_own_keeps_the_limits_of_its_contract(monkeypatch, limits, moves):
+    monkeypatch.setitem(TASKS, 'drive', TaskEntry(partial(Drive, **limits)))
+    config = WorldConfig('drive')
+    world, envs = make_world(config), make_vector(config, 2)
+    world.reset(seed=0)
+    envs.reset(seed=0)
+    told = np.array([world.step(np.full(3, way))[0] for way in (1.0, -1.0, 1.0)])
+    np.testing.assert_allclose(told[:, 0], moves, atol=1e-12)
+    np.testing.assert_array_equal(told[:, 2], [1.0, -1.0, 1.0])
+    for obs, way in zip(told, (1.0, -1.0, 1.0)):
+        np.testing.assert_array_equal(envs.step(np.full((2, 3), way))[0], [obs, obs])
+    other = make_world(config)
+    other.reset(seed=1)
+    other.state = world.state
+    for way in (1.0, 1.0, -1.0):
+        np.testing.assert_array_equal(
+            *(each.step(np.full(3, way))[0] for each in (world, other)))
+
+
+@pytest.mark.parametrize('config, message', [
+    (WorldConfig('hoper'), 'world.task must be one of .*; got hoper'),
+    (WorldConfig('fetch_reach', reward='foo'), 'world.reward must be one of dense, sparse; got'),
+    (WorldConfig('hopper', noise=NoiseConfig(actuator=-0.5)),
+     'world.noise.actuator must be at least 0, got -0.5'),
+    (WorldConfig('hopper', noise=NoiseConfig(observation={'height': np.nan})),
+     'world.noise.observation.height must be finite, got nan'),
+    (WorldConfig('hopper', noise=NoiseConfig(pushes={'torso': {'rate_hz': 1.0}})),
+     'world.noise.pushes.torso.force_n is required and missing')])
+@pytest.mark.parametrize('make', [make_world, partial(make_vector, num_envs=2)])
+def test_a_world_from_python_has_the_rules_of_one_from_a_file(config, message, make):
+    with pytest.raises(SpecError, match=f'^{message}'):
+        make(config)
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])

@@ -152,9 +152,14 @@ class Physics:
         if not self._warp_device.is_cuda:
             with warp.ScopedDevice(self._warp_device):
                 return function()
-        if name not in self._graphs:
-            with warp.ScopedDevice(self._warp_device), _room(self.num_envs):
-                self._graphs[name] = self._capture(function)
+        if name in self._graphs:
+            return self._launch(name)
+        # The first launch also takes memory.
+        with warp.ScopedDevice(self._warp_device), _room(self.num_envs):
+            self._graphs[name] = self._capture(function)
+            self._launch(name)
+
+    def _launch(self, name):
         stream = torch.cuda.current_stream(self.device)
         if stream.cuda_stream not in self._streams:
             self._streams[stream.cuda_stream] = warp.stream_from_torch(stream)
@@ -202,6 +207,8 @@ def _room(num_envs: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if 'alloc' not in str(error) and 'out of memory' not in str(error):
             raise
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # of a device that broke down, warp says the same; torch not
         raise SpecError(f'num_envs must fit into the memory of the device, got {num_envs}: '
                         f'{error}') from error
 
