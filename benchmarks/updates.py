@@ -28,7 +28,6 @@ import argparse
 import json
 import os
 from pathlib import Path
-import platform
 import sys
 import time
 
@@ -36,7 +35,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from dpg_robot.experiment import load_config, versions
+from dpg_robot.experiment import load_config, machine, versions
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner
 from dpg_robot.learn.replay import Batch, Replay
@@ -122,7 +121,7 @@ def main():
         'task': options.task, 'hidden': config.learner.hidden,
         'batch_size': config.learner.batch_size,
         'command': 'benchmarks/updates.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
-        'machine': f'{platform.machine()}, {os.cpu_count()} cores',
+        'machine': machine(),
         'learners': {name: {
             'threads': threads[name], 'updates_per_second': 1 / float(np.median(values)),
             'times_sb3_sac': {

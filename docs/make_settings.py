@@ -34,7 +34,7 @@ TITLE = """\
 # Settings
 
 All keys of a task file such as [config/fetch_reach.yaml](../config/fetch_reach.yaml). What is left
-out has its default; `dpg-robot train fetch_reach --set learner.sigma=0.3` overrides any. This page
+out has its default; `dpg-robot train fetch_reach --set learner.sigma=0.3` overrides one. This page
 is written by `docs/make_settings.py`, from docstrings.
 """
 HEAD = '| key | value | default | meaning |\n|---|---|---|---|\n'

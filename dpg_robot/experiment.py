@@ -16,11 +16,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+import os
 from pathlib import Path
 import platform
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -277,10 +280,33 @@ def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_
         envs.close()
 
 
+def machine() -> str:
+    """Return what a time depends on, and to the last bit a training: the processor."""
+    return f'{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}'
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.machine()
+
+
 def versions() -> dict[str, Any]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on, with the commit in a checkout."""
     names = ['torch', 'mujoco', 'gymnasium', 'gymnasium-robotics', 'onnxruntime', 'numpy']
     names += [name for name in ('mujoco-warp', 'warp-lang')  # only worlds on a device need them
               if any(metadata.distributions(name=name))]
-    return {'dpg_robot': __version__, 'python': platform.python_version(),
+    return {'dpg_robot': __version__, **_commit(), 'python': platform.python_version(),
             **{name: metadata.version(name) for name in names}}
+
+
+def _commit():
+    root = Path(__file__).resolve().parents[1]
+    if not (root / '.git').exists():
+        return {}
+    told = subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=12'],
+                          capture_output=True, text=True)
+    return {'commit': told.stdout.strip()} if told.returncode == 0 else {}

@@ -28,7 +28,6 @@ from importlib import metadata
 import json
 import os
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -109,7 +108,7 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
 
     :raises SpecError: if a node does not start or answer.
     """
-    from dpg_robot.experiment import versions
+    from dpg_robot.experiment import machine, versions
     _own_domain()
     runs = {(kind, rate): [] for rate in bench.rates for kind in ('policy', 'echo')}
     told = {rate: [] for rate in bench.rates}
@@ -139,7 +138,7 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
             result['memory'] = _measure_memory(bench, models, folder)
     return {**result, 'seconds': bench.seconds, 'rounds': bench.rounds, 'hidden': list(HIDDEN),
             'observation': 2 * JOINTS, 'action': JOINTS, 'versions': versions() | _ros_versions(),
-            'machine': _machine()}
+            'machine': machine()}
 
 
 def _turns(bench):
@@ -281,8 +280,3 @@ def _ros_versions():
     return {**found, 'rmw': os.environ.get('RMW_IMPLEMENTATION', 'default')}
 
 
-def _machine():
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    model = next((line.partition(':')[2].strip() for line in lines
-                  if line.startswith('model name')), platform.machine())
-    return f'{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}'

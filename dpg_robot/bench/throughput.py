@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 import math
 import os
 from pathlib import Path
-import platform
 import sys
 import tempfile
 import time
@@ -133,7 +132,9 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
 def machine(device: str) -> dict[str, Any]:
     """Return what a rate depends on, beside the versions."""
     import torch
-    about = {'processor': platform.machine(), 'cores': os.cpu_count(),
+
+    from dpg_robot.experiment import processor
+    about = {'processor': processor(), 'cores': os.cpu_count(),
              'load_average': round(os.getloadavg()[0], 2)}
     return about | ({'gpu': torch.cuda.get_device_name()} if device == 'cuda' else {})
 
