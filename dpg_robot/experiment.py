@@ -39,7 +39,7 @@ from dpg_robot.learn.device import find_device
 from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.hindsight import Goals, goals_of
 from dpg_robot.learn.learner import LearnerConfig
-from dpg_robot.learn.on_policy import OnPolicyConfig
+from dpg_robot.learn.on_policy_learner import OnPolicyConfig
 from dpg_robot.learn.trainer import (
     CHECKPOINT_FILE,
     CONFIG_FILE,

@@ -36,8 +36,8 @@ from dpg_robot.learn.evaluate import evaluate, Evaluation
 from dpg_robot.learn.hindsight import Goals
 from dpg_robot.learn.learner import LearnerConfig
 from dpg_robot.learn.off_policy import OffPolicy
-from dpg_robot.learn.on_policy import OnPolicyConfig
-from dpg_robot.learn.rollouts import OnPolicy
+from dpg_robot.learn.on_policy import OnPolicy
+from dpg_robot.learn.on_policy_learner import OnPolicyConfig
 from dpg_robot.learn.run_log import open_log, Progress, RunLog
 from dpg_robot.learn.worlds import DeviceVector, HostWorlds, NoWorlds
 

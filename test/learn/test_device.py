@@ -36,7 +36,7 @@ from dpg_robot.learn import device as module
 from dpg_robot.learn.device import Captured, check_memory, find_device
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import LearnerConfig
-from dpg_robot.learn.on_policy import OnPolicyConfig
+from dpg_robot.learn.on_policy_learner import OnPolicyConfig
 from dpg_robot.learn.optimizer import AdamW
 from dpg_robot.learn.trainer import Trainer, TrainerConfig
 from dpg_robot.learn.worlds import DeviceVector

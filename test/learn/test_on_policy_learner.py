@@ -22,8 +22,8 @@ from torch.distributions import kl_divergence, Normal
 
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.gae import generalised_advantage
-from dpg_robot.learn.on_policy import OnPolicyConfig, OnPolicyLearner, Rollout
-from dpg_robot.learn.rollouts import collect
+from dpg_robot.learn.on_policy import collect
+from dpg_robot.learn.on_policy_learner import OnPolicyConfig, OnPolicyLearner, Rollout
 from dpg_robot.learn.worlds import HostWorlds
 
 NAMES = ('denoising', 'doubly_robust', 'critic', 'reinforce')
