@@ -61,7 +61,7 @@ from dpg_robot.bench.throughput import (
     ThroughputBench,
 )
 from dpg_robot.bench.waits import warm_up, watched
-from dpg_robot.experiment import load_config, open_trainer, versions
+from dpg_robot.experiment import commit, load_config, open_trainer, versions
 from dpg_robot.learn.checkpoint import write_atomic
 
 RESULTS = Path(__file__).parent / 'results'
@@ -329,7 +329,7 @@ def main(arguments=None):
     went_well = True
     options.output.unlink(missing_ok=True)
     save(options.output, command='benchmarks/gpu.py ' + ' '.join(arguments),
-         device=options.device, quick=options.quick, versions=versions())
+         device=options.device, quick=options.quick, versions=versions(), commit=commit())
     for section, share in SHARES.items():
         went_well &= run_in_turn(section, share, ends, options)
     print(f'wrote {options.output}')

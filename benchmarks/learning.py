@@ -48,7 +48,7 @@ import numpy as np
 from dpg_robot.bench.cache import cached, digest, source
 from dpg_robot.bench.figures import interval
 from dpg_robot.contract.strict import dump, SpecError
-from dpg_robot.experiment import EVAL_ENVS, load_config, machine, open_trainer, versions
+from dpg_robot.experiment import commit, EVAL_ENVS, load_config, machine, open_trainer, versions
 import dpg_robot.learn
 from dpg_robot.learn.evaluate import evaluate
 from dpg_robot.learn.hindsight import goals_of
@@ -299,7 +299,7 @@ def main():
         'env_steps': options.steps, 'seeds': options.seeds,
         'command': 'benchmarks/learning.py ' + ' '.join(sys.argv[1:]),
         'versions': versions_with(options.learners),
-        'machine': machine(),
+        'machine': machine(), 'commit': commit(),
         'estimators': {name: summarise(entry) for name, entry in runs.items()}}
     path = options.output or RESULTS / f'learning_{options.task}.json'
     path.parent.mkdir(parents=True, exist_ok=True)

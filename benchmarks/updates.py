@@ -35,7 +35,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from dpg_robot.experiment import load_config, machine, versions
+from dpg_robot.experiment import commit, load_config, machine, versions
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner
 from dpg_robot.learn.replay import Batch, Replay
@@ -121,7 +121,7 @@ def main():
         'task': options.task, 'hidden': config.learner.hidden,
         'batch_size': config.learner.batch_size,
         'command': 'benchmarks/updates.py ' + ' '.join(sys.argv[1:]), 'versions': versions(),
-        'machine': machine(),
+        'machine': machine(), 'commit': commit(),
         'learners': {name: {
             'threads': threads[name], 'updates_per_second': 1 / float(np.median(values)),
             'times_sb3_sac': {

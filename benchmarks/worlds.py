@@ -159,7 +159,7 @@ def spread(ratios):
 def main():
     """Measure and write results/worlds.json."""
     # Not above: processes of workers import this file, and need no torch.
-    from dpg_robot.experiment import machine, versions
+    from dpg_robot.experiment import commit, machine, versions
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--envs', type=int, default=8)
     parser.add_argument('--workers', type=int, nargs='+', default=[1, 2])
@@ -179,7 +179,7 @@ def main():
     result = {
         'task': TASK, 'num_envs': options.envs, 'rounds': options.rounds, 'speed': speed,
         'noise': noise, 'command': 'benchmarks/worlds.py ' + ' '.join(sys.argv[1:]),
-        'versions': versions(), 'machine': machine()}
+        'versions': versions(), 'machine': machine(), 'commit': commit()}
     options.output.write_text(json.dumps(result, indent=1) + '\n')
     print(f'wrote {options.output}')
 

@@ -295,18 +295,19 @@ def processor() -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions that a result depends on, with the commit in a checkout."""
+    """Return the versions that a result depends on."""
     names = ['torch', 'mujoco', 'gymnasium', 'gymnasium-robotics', 'onnxruntime', 'numpy']
     names += [name for name in ('mujoco-warp', 'warp-lang')  # only worlds on a device need them
               if any(metadata.distributions(name=name))]
-    return {'dpg_robot': __version__, **_commit(), 'python': platform.python_version(),
+    return {'dpg_robot': __version__, 'python': platform.python_version(),
             **{name: metadata.version(name) for name in names}}
 
 
-def _commit():
+def commit() -> str | None:
+    """Return the commit of the checkout that this runs from, None where there is none."""
     root = Path(__file__).resolve().parents[1]
     if not (root / '.git').exists():
-        return {}
+        return None
     told = subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=12'],
                           capture_output=True, text=True)
-    return {'commit': told.stdout.strip()} if told.returncode == 0 else {}
+    return told.stdout.strip() or None

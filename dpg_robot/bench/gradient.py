@@ -45,7 +45,7 @@ from dpg_robot.bench.collect import (
 from dpg_robot.bench.figures import compare, describe_truth, summarise
 from dpg_robot.bench.truth import measure_truth, Truth
 from dpg_robot.contract.strict import dump, SpecError
-from dpg_robot.experiment import ExperimentConfig, load_config, machine, versions
+from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
 import dpg_robot.learn
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
 from dpg_robot.sim.world import make_world
@@ -125,7 +125,7 @@ def _describe(config, bench):
             'dead_actuators': config.world.dead_actuators, 'transitions': bench.transitions,
             'seeds': bench.seeds, 'states': bench.states, 'pairs': bench.pairs,
             'learner': dump(config.learner), 'versions': versions(),
-            'machine': machine()}
+            'machine': machine(), 'commit': commit()}
 
 
 def _summarise(seeds, count, names):

@@ -108,7 +108,7 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
 
     :raises SpecError: if a node does not start or answer.
     """
-    from dpg_robot.experiment import machine, versions
+    from dpg_robot.experiment import commit, machine, versions
     _own_domain()
     runs = {(kind, rate): [] for rate in bench.rates for kind in ('policy', 'echo')}
     told = {rate: [] for rate in bench.rates}
@@ -138,7 +138,7 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
             result['memory'] = _measure_memory(bench, models, folder)
     return {**result, 'seconds': bench.seconds, 'rounds': bench.rounds, 'hidden': list(HIDDEN),
             'observation': 2 * JOINTS, 'action': JOINTS, 'versions': versions() | _ros_versions(),
-            'machine': machine()}
+            'machine': machine(), 'commit': commit()}
 
 
 def _turns(bench):

@@ -115,7 +115,7 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
     :param ends: from then on rows are refused rather than measured, on the clock of
         :func:`time.monotonic` [s].
     """
-    from dpg_robot.experiment import load_config, versions
+    from dpg_robot.experiment import commit, load_config, versions
     rows = []
     for task in bench.tasks:
         for num_worlds in bench.num_worlds:
@@ -126,7 +126,7 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
                 rows.append(_measure(config, bench, ends))
                 note(rows[-1])
     return {'device': bench.device, 'seconds': bench.seconds, 'rows': rows,
-            'versions': versions(), 'machine': machine(bench.device)}
+            'versions': versions(), 'machine': machine(bench.device), 'commit': commit()}
 
 
 def machine(device: str) -> dict[str, Any]:
