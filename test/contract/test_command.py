@@ -188,3 +188,11 @@ def test_a_blend_goes_from_the_start_to_the_clipped_action():
     assert got == pytest.approx([-0.25, 0.1, 0.3])
     assert limiter.num_clipped.tolist() == [1, 0, 0]
     assert limiter.limit(np.array([9.0, 0.1, 0.3]), start=start).tolist() == [0.5, 0.1, 0.3]
+
+
+def test_what_is_forgotten_starts_from_rest():
+    limiter, dt = braking()
+    for _ in range(5):
+        limiter.limit(np.array([2.0, 0.0]), dt)
+    limiter.forget()
+    assert limiter.limit(np.array([2.0, 0.0]), dt)[0] == pytest.approx(0.04)

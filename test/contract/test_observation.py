@@ -95,6 +95,7 @@ def test_bounds_belong_to_the_range():
     (10.0, None, False), (9.91, None, False), (9.89, None, True),
     (9.99, 9.95, False), (9.99, 9.89, True),  # arrived just now, measured long ago
     (9.89, 11.0, True),  # a stamp from the future does not make it fresh
+    (9.89, 10.04, True),  # nor does one slightly ahead make it younger than its arrival
     (10.05, None, False), (10.2, None, True)])  # received before the clock was set back
 def test_age(received_s, stamp_s, is_stale):
     _, faults = assemble(joints(), received_s, 10.0, stamp_s)
@@ -185,3 +186,19 @@ def test_what_is_forgotten_was_never_received():
     assembler.forget()
     assert {fault.kind for fault in assembler.assemble(1.0)[1]} == {'never received'}
     assert assembler.arrival_s()[0] == float('-inf')
+
+
+def test_an_observation_is_valid_from_its_stamps_on():
+    assembler = ObservationAssembler(pose_spec())
+    assembler.update('goal/pose', pose(4.0, 5.0, 6.0), 9.5)
+    assembler.update('hand/pose', pose(1.0, 2.0, 3.0), 9.98, 9.93)
+    assembler.assemble(10.0)
+    assert assembler.valid_until_s == pytest.approx(10.03)
+
+
+def test_doubts_are_forgotten_with_the_clock():
+    assembler = ObservationAssembler(joint_spec())
+    assembler.doubt('joint_states', 'two send', 100.0)
+    assembler.forget()
+    assembler.update('joint_states', joints(), 1.0)
+    assert assembler.assemble(1.0)[1] == ()

@@ -221,7 +221,7 @@ HARMLESS = [
 @pytest.mark.parametrize('change', [row[1] for row in HARMLESS], ids=[row[0] for row in HARMLESS])
 def test_what_is_no_fault_changes_nothing(ros, driven, change):
     driven.content.update(change)
-    driven.stays(DRIVEN)
+    driven.stays(DRIVEN, 2.0 * MAX_AGE_S)  # or it is driven by the last good one
     assert values(status_of(ros, 'control'))['state'] == 'running'
 
 
@@ -231,7 +231,7 @@ def test_backward_stamps_are_left_out(ros, driven):
         'refused.joint_states.backward', 0)) > 5)
     driven.stays(DRIVEN, 0.2)
     assert values(status_of(ros, 'control'))['state'] == 'running'
-    assert float(values(status)['age_s.position']) < 1.0
+    assert float(values(status)['age_s.position']) < MAX_AGE_S
 
 
 def test_a_wild_state_gives_commands_within_limits(driven):

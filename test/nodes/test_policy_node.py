@@ -522,3 +522,14 @@ def test_a_startup_error_is_one_line(ros, model, parameters, words):
     assert len(lines) == 1
     assert lines[0].startswith('policy_node: ')
     assert words in lines[0]
+
+
+def test_all_is_forgotten_when_the_clock_is_set():
+    did = []
+    node = SimpleNamespace(
+        topics=SimpleNamespace(forget=lambda: did.append('stamps')),
+        control=SimpleNamespace(observation=SimpleNamespace(forget=lambda: did.append('state')),
+                                interrupt=lambda: did.append('safe')),
+        _log=lambda *line: None)
+    PolicyNode._on_clock_set(node)
+    assert did == ['stamps', 'state', 'safe']

@@ -15,6 +15,7 @@
 """Tests of sim_node as a process, with the real fetch_reach, over real topics."""
 
 import signal
+import threading
 import time
 
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -22,10 +23,12 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 import numpy as np
 from policy_files import write_model
 import pytest
+import rclpy
 from ros_harness import values
 from sensor_msgs.msg import JointState
 from std_srvs.srv import Trigger
 
+from dpg_robot.nodes.sim_node import SimNode
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.noise import NoiseConfig
 from dpg_robot.sim.world import make_world, WorldConfig
@@ -130,6 +133,7 @@ def test_reset_by_service(ros, arm):
     goals = ros.listen(PoseStamped, '/sim/goal/pose')
     client = ros.node.create_client(Trigger, '/sim/sim_node/reset')
     assert client.wait_for_service(timeout_sec=5.0)
+    told(ros, lambda s: values(s)['state'] == 'waiting')  # only a reset brings a new goal now
     ros.wait(lambda: goals)
     before = goals[-1][1].pose.position.x
     future = client.call_async(Trigger.Request())
@@ -137,6 +141,13 @@ def test_reset_by_service(ros, arm):
     assert future.result().success
     ros.wait(lambda: goals[-1][1].pose.position.x != before, what='a new goal')
     assert told(ros, lambda s: values(s)['state'] == 'waiting')
+
+
+def test_one_command_is_held_for_so_long(ros, arm):
+    late = int(values(told(ros, lambda s: values(s)['state'] == 'waiting'))['late_commands'])
+    arm(0.3)
+    status = told(ros, lambda s: values(s)['state'] == 'safe')
+    assert int(values(status)['late_commands']) - late == 3  # 0.12 s at 25 Hz
 
 
 def in_process_returns(model, seed, episodes):
@@ -184,6 +195,16 @@ def test_episodes_over_topics_are_those_in_process(ros, model):
         seen, told = values(status), reports[-1]
         assert int(seen['late_commands']) or int(told['repeated_states'])
     assert returns == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_goal_is_published_before_the_state_that_a_policy_waits_for():
+    rclpy.init(args=['--ros-args', '-p', 'config:=fetch_reach'])
+    try:
+        node = SimNode(threading.Event())
+        assert list(node._state_publishers)[0] == 'goal/pose'
+        node.destroy_node()
+    finally:
+        rclpy.shutdown()
 
 
 def test_observation_noise_is_on_the_topics_named(ros):

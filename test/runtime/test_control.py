@@ -15,6 +15,7 @@
 """Tests of the control step, free of ROS."""
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -332,3 +333,54 @@ def test_a_step_tells_what_the_policy_read_and_answered(make_control):
     np.testing.assert_array_equal(step.action, control.policy(step.observation, step.eps))
     assert np.abs(step.action - step.command).max() > 1.0  # what the limits cut off
     assert control.tick(1.3)[3:] == (None, None, None)
+
+
+def test_what_was_decided_before_a_stop_goes_out_before_it(sender):
+    control, sent = sender()
+    why, look = Fault('estop', 'latched', 'by hand'), control._last_look
+    stopper = threading.Thread(target=lambda: control.stop(why))
+
+    def look_and_be_stopped(turn):
+        seen = look(turn)
+        stopper.start()
+        stopper.join(0.2)  # it waits at the gate
+        return seen
+    control._last_look = look_and_be_stopped
+    assert control.tick(1.0).is_driven
+    stopper.join()
+    assert len(sent) == 2 and sent[-1] == [0.0, 0.0, 0.0]
+
+
+def test_the_policy_blends_in_again_behind_a_fault(sender):
+    control, sent = sender(blend_s=0.1)
+    for i in range(6):
+        drive(control, 1.0 + 0.02 * i)
+    control.observation.update('hand/pose', pose(float('nan'), 0.0, 0.0), 1.12)
+    control.tick(1.12)
+    drive(control, 1.14)
+    np.testing.assert_allclose([command[0] for command in sent[-3:]], [0.1, 0.0, 0.02], rtol=1e-6)
+
+
+def test_a_blend_is_in_simulated_time(sender):
+    control, sent = sender(blend_s=0.1, rate_factor=4.0)  # periods of 0.005 s
+    for i in range(4):
+        drive(control, 1.0 + 0.005 * i)
+    np.testing.assert_allclose([command[0] for command in sent], [0.02, 0.04, 0.06, 0.08],
+                               rtol=1e-6)
+
+
+def test_a_new_activation_has_nothing_to_recover_from(make_control):
+    control = make_control(recover_ticks=3)
+    assert control.tick(1.0).is_driven
+    control.close()
+    control.open()
+    assert not control.tick(2.0).is_driven  # stale
+    assert drive(control, 1.02).is_driven
+
+
+def test_a_lifted_stop_leaves_the_policy_to_recover(make_control):
+    control = make_control(recover_ticks=3)
+    assert control.tick(1.0).is_driven
+    control.stop(Fault('estop', 'latched', 'by hand'))
+    control.lift()
+    assert [control.tick(1.01).is_driven for _ in range(3)] == [False, False, True]

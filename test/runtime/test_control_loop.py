@@ -17,6 +17,7 @@
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 from policy_files import pose_spec, reach_weights, write_model
 import pytest
 
@@ -168,3 +169,73 @@ def test_a_closed_loop_ends_though_its_clock_stands_still(bench):
                          threading.Event(), clock)
     assert closer.wait()  # the first tick is due at once
     assert not closer.wait()
+
+
+def test_ticks_on_an_old_state_are_counted(bench):
+    loop, clock, _ = bench
+    observe(loop, clock)
+    for _ in range(3):
+        assert loop.wait()
+        loop.tick()
+    assert loop.num_repeated == 2
+
+
+def test_ticks_lock_on_to_the_state(tmp_path):
+    clock = ToldClock()
+    control = PolicyControl(OnnxPolicy(write_model(
+        tmp_path / 'm.onnx', pose_spec(), reach_weights())))
+    states = [100.013]
+
+    def listen(timeout_s):
+        if states[-1] <= clock.time_s + timeout_s:
+            clock.time_s = max(clock.time_s, states[-1])
+            observe(loop, clock)
+            states.append(states[-1] + PERIOD_S)
+        else:
+            clock.listen(timeout_s)
+    loop = ControlLoop(control, PERIOD_S, listen, threading.Event(), clock)
+    ages = []
+    for _ in range(8):
+        assert loop.wait()
+        loop.tick()
+        ages.append(clock.now() - control.observation.newest_s)
+    assert loop.state == 'running' and loop.num_repeated == 0
+    np.testing.assert_allclose(ages[3:], 0.0, atol=1e-6)
+
+
+def test_a_slow_loop_has_as_many_periods_before_it_is_stuck(bench):
+    loop, clock, sent = bench
+    slow = ControlLoop(loop.control, 0.1, clock.listen, threading.Event(), clock)
+    assert slow.watch() == ''
+    clock.time_s += 0.29
+    assert slow.watch() == '' and sent == []
+    clock.time_s += 0.02
+    assert slow.watch().startswith('stalled')
+
+
+def test_a_policy_that_breaks_at_once_is_no_waiting(bench):
+    loop, clock, _ = bench
+    observe(loop, clock)
+    loop.control.policy = lambda observation, eps: 1 / 0
+    assert loop.wait()
+    loop.tick()
+    assert loop.state == 'safe'
+
+
+def test_a_tick_is_recorded_with_its_times(bench):
+    loop, clock, _ = bench
+    rows = []
+    recorder = SimpleNamespace(step=lambda now_s, *parts, **rest: rows.append((now_s, rest)))
+
+    def tick():
+        assert loop.wait()
+        clock.time_s += 0.004
+        loop.record(loop.tick(), recorder)
+    observe(loop, clock)
+    tick()
+    clock.time_s += 0.3
+    tick()
+    (first_s, first), (second_s, second) = rows
+    assert (first_s, first['latency_s']) == pytest.approx((100.004, 0.004), abs=1e-6)
+    assert second_s == clock.now() and np.isnan(second['latency_s'])
+    assert (first['state'], second['state']) == ('running', 'safe')

@@ -155,3 +155,69 @@ def test_a_closed_loader_says_nothing_more(bench, monkeypatch):
     may_end.set()
     loader._thread.join(timeout=20)
     assert loader.num_loaded == 1 and accepted.empty() and told.empty()
+
+
+def test_only_the_newest_request_counts(bench, tmp_path, monkeypatch):
+    path, make, accepted, told = bench
+    has_begun, may_end, read = threading.Event(), threading.Event(), []
+
+    def slow(path):
+        read.append(path)
+        has_begun.set()
+        assert may_end.wait(timeout=20)
+        return OnnxPolicy(path)
+    loader = make()
+    monkeypatch.setattr(model_loader, 'OnnxPolicy', slow)
+    last = write_model(tmp_path / 'last.onnx', pose_spec(), 2 * reach_weights())
+    loader.request(str(path))
+    assert has_begun.wait(timeout=20)
+    loader.request(str(tmp_path / 'none.onnx'))
+    loader.request(str(last))
+    may_end.set()
+    assert told.get(timeout=20)[0] and told.get(timeout=20)[0]
+    assert read == [str(path), str(last)] and loader.num_refused == 0
+
+
+def test_a_refused_file_is_told_once(bench):
+    path, make, _, told = bench
+    make(watch=True)
+    path.write_bytes(b'half a file')
+    assert not told.get(timeout=20)[0]
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.7)
+
+
+def test_a_file_that_is_gone_is_no_news(bench):
+    path, make, accepted, told = bench
+    make(watch=True)
+    path.unlink()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.7)
+    write_model(path, pose_spec(), 2 * reach_weights())
+    assert told.get(timeout=20)[0]
+
+
+def test_a_change_while_loading_is_not_missed(bench, monkeypatch):
+    path, make, accepted, told = bench
+    weights = [3 * reach_weights()]
+
+    def racing(name):
+        policy = OnnxPolicy(name)
+        if weights:  # an exporter is as quick
+            replace(path, weights.pop())
+        return policy
+    loader = make(watch=True)
+    monkeypatch.setattr(model_loader, 'OnnxPolicy', racing)
+    loader.request(str(path))
+    first = accepted.get(timeout=20)
+    assert accepted.get(timeout=5).content_hash != first.content_hash
+
+
+@pytest.mark.parametrize('key, value', [
+    ('rate_limit', (1.0,) * 3), ('acceleration_limit', (9.0,) * 3), ('frame_id', 'tool'),
+    ('joints', ('a', 'b', 'c')), ('offset', (0.1,) * 3)])
+def test_every_part_of_the_contract_of_a_command_is_compared(key, value):
+    term, = pose_spec().action
+    with pytest.raises(SpecError, match=f'action hand_velocity.{key} must be '):
+        check_same_contract(pose_spec(), pose_spec(action=(
+            dataclasses.replace(term, **{key: value}),)))

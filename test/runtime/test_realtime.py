@@ -56,12 +56,13 @@ def test_a_priority_is_asked_for_or_how_to_permit_it_is_told(monkeypatch, is_per
     asked = []
 
     def set_scheduler(pid, policy, parameters):
-        asked.append((pid, policy & ~os.SCHED_RESET_ON_FORK, parameters.sched_priority))
+        asked.append((pid, policy, parameters.sched_priority))
         if not is_permitted:
             raise PermissionError(1, 'Operation not permitted')
     monkeypatch.setattr(os, 'sched_setscheduler', set_scheduler)
     told = realtime.prepare_thread(-1, 42)
-    assert asked == [(0, os.SCHED_FIFO, 42)]
+    # The control thread alone: what it starts has no priority.
+    assert asked == [(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 42)]
     assert (told == '') is is_permitted
     if not is_permitted:
         assert 'SCHED_FIFO priority 42 (Operation not permitted)' in told

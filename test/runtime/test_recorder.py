@@ -431,3 +431,24 @@ def test_impossible_settings_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mcap', None)
     with pytest.raises(SpecError, match='mcap is not installed'):
         FlightRecorder(tmp_path, SPEC, HASH)
+
+
+def test_another_fault_is_another_event(tmp_path):
+    recorder = FlightRecorder(tmp_path, SPEC, HASH)
+    for kind in ('stale', 'stale', 'size'):
+        recorder.step(0.0, None, None, np.zeros(2), is_driven=False, state='safe',
+                      faults=(Fault('position', kind, 'bad'),))
+    recorder.close()
+    assert [text for *_, text in read_flight(tmp_path).events] == [
+        'safe: position: stale, bad', 'safe: position: size, bad']
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIGQUIT'])
+def test_the_writer_outlives_signals_to_the_group(tmp_path, name):
+    recorder = FlightRecorder(tmp_path, SPEC, HASH)
+    record(recorder, 1)
+    wait_for(lambda: recorder.status()['ticks'] == 1, 'the first tick on its way')
+    recorder._process.send_signal(getattr(signal, name))
+    record(recorder, 1, first=1)
+    recorder.close()
+    assert len(read_flight(tmp_path).times_ns) == 2

@@ -207,12 +207,14 @@ def test_parts_half_a_period_apart_do_not_hold_up_the_ticks(monkeypatch):
         times = [part.newest() for part in parts]
         return min(times), max(times)
     clock.now = 100.1
-    (lock, _), ticks, fresh = locked(clock, both, arrival), [], []
+    (lock, deadlines), ticks, held, fresh = locked(clock, both, arrival), [], [], []
     for _ in range(150):
         assert lock.wait()
         ticks.append(clock.now)
+        held.append(clock.now - deadlines.deadline_s)
         fresh.append(lock.track())
     np.testing.assert_allclose(np.diff(ticks[20:]), 0.1, atol=1e-6)
+    np.testing.assert_allclose(held[20:], 0.0, atol=1e-6)
     assert fresh.count(False) <= 1
 
 
@@ -350,3 +352,24 @@ def test_what_was_set_aside_and_died_is_collected():
     finally:
         gc.unfreeze()
         gc.enable()
+
+
+def test_a_restart_waits_for_states_again(monkeypatch):
+    clock = Clock(monkeypatch)
+    arrivals = Arrivals(clock, [100.0, *(103.05 + 0.1 * np.arange(10)), 104.07])
+    lock, _ = locked(clock, arrivals)
+    for _ in range(31):  # silence: states are not waited for any more
+        lock.wait()
+        lock.track()
+    lock.lose()
+    clock.now = 104.0
+    lock.restart()  # the next one is late
+    assert lock.wait()
+    assert clock.now == pytest.approx(104.07)
+
+
+def test_statistics_of_a_window_that_is_not_full():
+    statistics = LatencyStatistics(window=100)
+    for value in (1.0, 2.0, 3.0):
+        statistics.add(value * 1e-6)
+    assert statistics.summary_us()['p50'] == pytest.approx(2.0)

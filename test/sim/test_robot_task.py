@@ -144,6 +144,13 @@ def world(folder, *args, **options):
     ({'position_lower': [1.0], 'position_upper': [0.5]},
      'position_lower[0] must be below position_upper[0] (0.5), or both left out, got 1'),
     ({'kp': [10.0]}, 'kp means nothing with velocity control, got [10.0]'),
+    ({'acceleration_limit': [5.0], 'control': 'position'},
+     'acceleration_limit means nothing with position control, got [5.0]'),
+    *(({key: [0.5] * 3, 'control': 'position'},
+       f'{key} must have one value, or one for each joint (2), got 3') for key in (
+           'home', 'position_lower', 'position_upper', 'torque_limit', 'kp', 'kv')),
+    ({'acceleration_limit': [5.0] * 3}, 'acceleration_limit must have one value, or one for each '
+     'joint (2), got 3'),
     ({'goal': None}, 'goal is required for the task reach, and missing'),
     ({'goal': {'lower': [0, 0], 'upper': [1, 1, 1]}},
      'goal.lower must be x, y and z, got 2 values'),
@@ -670,3 +677,29 @@ def test_the_six_axis_arm_reaches_70_cm():
 def test_every_corner_of_the_packaged_region_is_clear_of_the_floor():
     goal = load_config('six_axis_reach').world.robot.goal
     assert min(corner[2] for corner in itertools.product(*zip(goal.lower, goal.upper))) > 0.1
+
+
+@pytest.mark.parametrize('control', ['velocity', 'position'])
+def test_episodes_begin_near_home_within_the_limits(tmp_path, control):
+    task = world(tmp_path, control=control, home=[-2.9, 1.0], home_spread=0.2).env
+    starts = np.array([task.reset(seed=seed)[0][:2] for seed in range(200)])
+    low = np.deg2rad(-170)
+    assert starts[:, 0].min() == pytest.approx(low, abs=1e-12)  # and no further
+    assert -2.72 < starts[:, 0].max() <= -2.7
+    assert 0.8 <= starts[:, 1].min() < 0.82 and 1.18 < starts[:, 1].max() <= 1.2
+
+
+def test_limits_in_radians_stay_in_radians(tmp_path):
+    path = write(tmp_path, model='arm.urdf', joints=['pitch'], end_effector='tool0', home=[0.2],
+                 drop=['velocity_limit'], sim_dt=0.002, position_upper=[1.0],
+                 goal={'lower': [0.4, 0, 0], 'upper': [0.4, 0, 0]})
+    task = make_world(load_config(path).world).env
+    assert task.sim.model.joint('pitch').range.tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_a_joint_is_not_limited_on_one_side(tmp_path, monkeypatch):
+    monkeypatch.setattr('test_robot_task.ARM', ARM.replace(
+        'range="-170 170" actuatorfrcrange', 'actuatorfrcrange'))
+    with pytest.raises(SpecError, match=r'position_lower\[0\] must be below position_upper\[0\] '
+                       r'\(inf\), or both left out, got -1$'):
+        world(tmp_path, position_lower=[-1.0, -1.0])

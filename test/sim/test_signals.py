@@ -349,3 +349,17 @@ def test_values_follow_the_order_of_the_terms():
     with pytest.raises(SpecError, match=r'noise\.observation_loss\.speed is not an observation '
                                         r'term of rail; its terms: position, angle'):
         per_element(SPEC, {'speed': 0.1}, 'observation_loss')
+
+
+def test_jitter_is_of_the_control_period():
+    spec = SimpleNamespace(**{**vars(SPEC), 'control_rate_hz': 10.0})
+    noise = Noise(NoiseConfig(command_jitter_s=0.05), spec, NUM)
+    begin(noise, 0)
+    noise.act(np.zeros((NUM, 2)))
+    assert_uniform(1.0 - noise.act(np.ones((NUM, 2)))[:, 0], 0.5)  # half a period
+
+
+def test_noise_is_not_the_stream_of_the_goals():
+    noise = Noise(NoiseConfig(), SPEC)
+    noise.begin(0, 3)
+    assert noise.rngs[0].random() != np.random.default_rng(3).random()

@@ -37,6 +37,7 @@ NUM, CPU = 20000, torch.device('cpu')
 SPEC = make_world(config_of('half_cheetah')).policy_spec  # 20 Hz, six actions
 ANT = make_world(config_of('ant')).policy_spec
 ALL_OF = torch.ones(NUM, dtype=torch.bool)
+HALF = torch.arange(6) % 2 == 0
 
 
 def command_noise(num=NUM, **config):
@@ -297,3 +298,39 @@ def test_drawn_models_keep_to_their_ranges_and_their_seed():
     assert not torch.equal(first, pool['body_mass'])
     worlds.reset(seed=5)
     assert torch.equal(first, pool['body_mass'])
+
+
+@pytest.mark.parametrize('config', [
+    {'command_latency_s': 0.1}, {'command_loss': 0.5}, {'backlash': 0.4}], ids=str)
+def test_a_new_episode_leaves_the_commands_of_other_worlds(config):
+    def path(is_begun):
+        noise, memory, draws = command_noise(6, **config)
+        noise(torch.full((6, 6), 0.6), draws)
+        if is_begun:
+            state = draws.generator.get_state()
+            memory.begin(HALF, draws)
+            draws.generator.set_state(state)
+            noise.hold(HALF, torch.full((6, 6), -0.9))
+        return torch.stack([noise(torch.full((6, 6), 0.5), draws) for _ in range(3)], 1)
+    ours, theirs = path(False), path(True)
+    assert torch.equal(ours[~HALF], theirs[~HALF]) and not torch.equal(ours[HALF], theirs[HALF])
+
+
+@pytest.mark.parametrize('config', [
+    {'observation_latency_s': {'height': 0.1}}, {'observation_loss': {'height': 1.0}}], ids=str)
+def test_a_new_episode_leaves_what_other_worlds_are_shown(config):
+    memory, draws = DeviceMemory(6, CPU), Draws(6, CPU)
+    noise = DeviceObservationNoise(NoiseConfig(**config), SPEC, memory)
+    memory.begin(torch.ones(6, dtype=torch.bool), draws)
+    noise.first(torch.ones(6, 17), torch.ones(6, dtype=torch.bool), draws)
+    memory.begin(HALF, draws)
+    noise.first(torch.full((6, 17), 5.0), HALF, draws)
+    seen = noise(torch.full((6, 17), 9.0), draws)[:, SPEC.places_of(['height'])[0]]
+    assert seen.tolist() == [5.0, 1.0] * 3
+
+
+def test_a_fixed_latency_adds_to_a_spread():
+    noise, _, draws = command_noise(command_latency_s=0.05, command_latency_spread_s=0.05)
+    assert not noise(torch.ones(NUM, 6), draws).any()  # a period late at least
+    second = noise(torch.ones(NUM, 6), draws)
+    assert float(second.mean()) == pytest.approx(0.5, abs=0.01)
