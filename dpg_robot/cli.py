@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
                         help='episodes to evaluate for the record in the file')
     export.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help="where the robot's model is now: world.robot.model=PATH, or "
-                        "world.robot.model_hash='' if it was changed")
+                        "world.robot.model_hash= if it was changed")
     export.set_defaults(run=_export)
 
     inspect = commands.add_parser('inspect', help="print a model file's contract")

@@ -160,7 +160,7 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
     """Start a training in ``run_dir``, or resume the one that is there.
 
     :param config: None to take what the run was started with; a resumed run may only differ
-        from that in ``MAY_DIFFER`` (:mod:`dpg_robot.learn.trainer`).
+        from that in ``MAY_DIFFER`` and ``MAY_BE_EMPTY`` (:mod:`dpg_robot.learn.trainer`).
     :param resume: go on from the checkpoint that is there, or begin where there is none.
     :raises SpecError: if a checkpoint is there and ``resume`` is false, if there is no
         ``config`` and none to resume with, if the run there is another one, if the task has no
@@ -306,8 +306,13 @@ def versions() -> dict[str, Any]:
 def commit() -> str | None:
     """Return the commit of the checkout that this runs from, None where there is none."""
     root = Path(__file__).resolve().parents[1]
-    if not (root / '.git').exists():
-        return None
-    told = subprocess.run(['git', '-C', root, 'describe', '--always', '--dirty', '--abbrev=12'],
-                          capture_output=True, text=True)
-    return told.stdout.strip() or None
+
+    def git(*arguments):
+        return subprocess.run(['git', '-C', root, *arguments],
+                              capture_output=True, text=True).stdout.strip()
+    with contextlib.suppress(OSError):  # there may be no git
+        if (root / '.git').exists() and (found := git('rev-parse', '--short=12', 'HEAD')):
+            changed = git('status', '--porcelain', '--untracked-files=no', '--', '.',
+                          ':!benchmarks/results')
+            return found + '-dirty' * bool(changed)
+    return None

@@ -47,7 +47,9 @@ NARROW = 0.25
 ALGORITHMS = ('off_policy', 'on_policy')
 # What may change when a run is resumed.
 MAY_DIFFER = ('trainer.env_steps', 'trainer.workers', 'trainer.cuda_graphs',
-              'trainer.checkpoint_every_steps', 'world.robot.model', 'world.robot.model_hash')
+              'trainer.checkpoint_every_steps', 'world.robot.model')
+# What may differ if it is empty before or after, which means that anything will do.
+MAY_BE_EMPTY = ('world.robot.model_hash',)
 logger = logging.getLogger('dpg_robot')
 
 
@@ -216,9 +218,10 @@ class Trainer:
                     self.save()
             self.save()
         if self.finished and not self.updates:
-            logger.warning(
-                'trainer.env_steps must be at least trainer.warmup_steps (%d) to learn anything, '
-                'got %d', self.config.warmup_steps, self.config.env_steps)
+            least = 'trainer.warmup_steps' if self.config.algorithm == 'off_policy' \
+                else 'two rounds of on_policy.horizon steps of each world'
+            logger.warning('trainer.env_steps must be at least %s to learn anything, got %d',
+                           least, self.config.env_steps)
         return self.finished
 
     def round(self) -> dict[str, torch.Tensor]:
@@ -331,7 +334,7 @@ class Trainer:
 
 
 def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:
-    """Refuse to continue a run as another one; only ``MAY_DIFFER`` may.
+    """Refuse to continue a run as another one, but for what may differ.
 
     :param old: plain data that describes the run in ``run_dir``; ``new`` what was asked for.
     :raises SpecError: naming the first key that differs.
@@ -341,6 +344,8 @@ def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             refuse_other(before, after, run_dir, full)
+        elif full in MAY_BE_EMPTY and not (before and after):
+            continue
         elif before != after and full not in MAY_DIFFER:
             raise SpecError(f'{full} must be {before}, as the training in {run_dir} began with, '
                             f'got {after}')

@@ -22,7 +22,9 @@ answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 from dataclasses import asdict
+import json
 from pathlib import Path
 import queue
 import sys
@@ -39,11 +41,12 @@ from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from dpg_robot.contract.model_file import read_sealed
-from dpg_robot.contract.strict import SpecError
+from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import export_run, export_trainer, load_training, open_trainer
 from dpg_robot.learn.run_log import Progress
 from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer
 from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
 PARAMETERS = (
     Parameter('config', 'fetch_reach', 'A task that comes with the package, or the path of a '
@@ -228,7 +231,10 @@ class TrainerNode(Node):
         path = self._export_path()
         episodes = self.get_parameter('export_episodes').value
         if self._trainer is None:
-            export_run(self.run_dir, path, episodes)
+            robot = self._config.world.robot  # its model may have moved since the training
+            here = [f'world.robot.{key}={json.dumps(value)}' for key, value in (
+                ('model', robot.model), ('model_hash', robot.model_hash))] if robot else []
+            export_run(self.run_dir, path, episodes, here)
         else:
             self._exported_at = self._trainer.env_steps
             export_trainer(self._trainer, self._config, path, episodes)
@@ -246,12 +252,21 @@ class TrainerNode(Node):
     def _offer_finished(self):
         """Make up for an export that a training, finished before this node began, may lack."""
         path, checkpoint = self._export_path(), self.run_dir / CHECKPOINT_FILE
-        if path.exists() and path.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns:
+        if path.exists() and path.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns \
+                and self._is_of_this_training(path):
             self._announce(path)
             return f'the training in {self.run_dir} is finished, and its policy {path}'
         if self.get_parameter('export_when_done').value:
             return self._export()
         return f'the training in {self.run_dir} is finished'
+
+    def _is_of_this_training(self, path):
+        with contextlib.suppress(SpecError):
+            training = OnnxPolicy(path).spec.training
+            return (training.estimator, training.seed, training.world) == (
+                self._config.active.estimator, self._config.trainer.seed,
+                dump(self._config.world))
+        return False
 
     def _already(self):
         return f'already {self.state}, in {self.run_dir}'

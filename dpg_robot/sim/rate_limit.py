@@ -44,7 +44,9 @@ class RateLimitedWorld(StochasticWorld):
         self.limiter = CommandLimiter(self.policy_spec)
         held = np.isnan(self.limiter.last)
         if held.any() and self.has_wrapper_attr('held_position'):
-            self.limiter.last[held] = self.get_wrapper_attr('held_position')[held]
+            position = self.get_wrapper_attr('held_position')  # dead actuators, behind, have none
+            held = held[:len(position)]
+            self.limiter.last[:len(position)][held] = position[held]
         return obs, info
 
     def commanded(self, action: np.ndarray) -> np.ndarray:

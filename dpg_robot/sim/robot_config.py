@@ -102,7 +102,7 @@ class RobotConfig:
     :param goal: for the task ``reach``.
     :param reference: for the task ``track``.
     :param model_hash: SHA-256 of the model file; filled in when a task file is read, so that a
-        policy is not evaluated on another robot than it was trained on; '' takes any file.
+        policy is not evaluated on another robot than it was trained on; empty takes any file.
     """
 
     model: str
@@ -125,7 +125,7 @@ class RobotConfig:
     episode_steps: int = bounded(50, minimum=1)
     goal: GoalRegion | None = None
     reference: Reference | None = None
-    model_hash: str = ''
+    model_hash: str | None = None
 
     def check(self, name: str) -> None:
         """Check the rules that need no model file.
@@ -171,7 +171,7 @@ def locate(world: dict, folder: Path) -> None:
         return  # the loader says what is wrong
     if not robot['model'].startswith(PACKAGE_URI):
         robot['model'] = str((Path(folder) / robot['model']).resolve())
-    if robot.get('model_hash') is None:
+    if 'model_hash' not in robot:
         robot['model_hash'] = hash_of(find_model(robot['model']))
 
 

@@ -93,7 +93,7 @@ def _check_hash(config, path):
         raise SpecError(
             f'world.robot.model must be the file that was read at first, SHA-256 '
             f'{config.model_hash[:12]}..., but {path} has {found[:12]}...; it was changed since '
-            "(--set world.robot.model_hash='' takes it nevertheless)")
+            '(--set world.robot.model_hash= takes it nevertheless)')
 
 
 def _parse(path):

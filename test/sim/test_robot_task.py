@@ -599,6 +599,7 @@ def test_a_policy_knows_its_robot_again(tmp_path):
                        f'first, SHA-256 {config.robot.model_hash[:12]}.*, but {moved} has '):
         make_world(world_of(spec, changed))
     make_world(world_of(spec, [*changed, "robot.model_hash=''"]))
+    make_world(world_of(spec, [f'robot.model={moved}', 'robot.model_hash=']))
 
 
 def test_a_run_outlives_its_model_file(tmp_path):
@@ -617,11 +618,22 @@ def test_a_run_outlives_its_model_file(tmp_path):
     build_robot.cache_clear()
     with pytest.raises(SpecError, match='it was changed since'):
         export_run(run_dir, policy, 1, there)
-    changed = [*there, "world.robot.model_hash=''"]
+    changed = [*there, 'world.robot.model_hash=']
     spec, _ = export_run(run_dir, policy, 1, changed)
     assert spec.training.world['robot']['model'] == str(moved)
     longer = load_config(run_dir / 'config.yaml', [*changed, 'trainer.env_steps=8'])
+    with pytest.raises(SpecError, match='^world.robot.model_hash must be .*, as the training in '):
+        train(load_config(path, [*tiny, *there, 'trainer.env_steps=8']), run_dir)  # never silently
     assert train(longer, run_dir).env_steps == 8
+
+
+def test_dead_actuators_hold_nothing(tmp_path):
+    config = load_config(write(tmp_path, control='position', home=[-0.5, 1.0]),
+                         ['world.dead_actuators=2']).world
+    robot = make_world(config)
+    robot.reset(seed=0)
+    np.testing.assert_allclose(robot.limiter.last[:2], robot.get_wrapper_attr('held_position'))
+    assert robot.limiter.last[2:].tolist() == [0.0, 0.0]
 
 
 def test_a_copy_of_a_task_file_means_the_same_robot(tmp_path):
