@@ -333,7 +333,7 @@ def test_recorded_updates_are_the_updates(tmp_path, monkeypatch, algorithm, lear
     def record(*given):
         made.append(Recorded(*given))
         return made[-1]
-    for name in ('off_policy', 'on_policy'):
+    for name in ('off_policy', 'on_policy_learner'):
         monkeypatch.setattr(f'dpg_robot.learn.{name}.Captured', record)
     recorded = make_trainer(tmp_path / 'recorded', algorithm, learner=learner)
     for trainer in (plain, recorded):
