@@ -121,8 +121,8 @@ def load_training(path: str | Path, overrides: list[str] = ()) -> ExperimentConf
         does not train.
     """
     config = load_config(path, overrides)
-    idle, active = ('learner', 'on_policy') if config.active is config.on_policy \
-        else ('on_policy', 'learner')
+    active = _active_section(dump(config))
+    idle = {'learner': 'on_policy', 'on_policy': 'learner'}[active]
     for override in overrides:
         if override.startswith(f'{idle}.'):
             raise SpecError(f'an override must be of {active}, whose settings the algorithm that '

@@ -77,3 +77,12 @@ def read_sealed(path: str | os.PathLike) -> tuple[bytes, str]:
             f'model file {path} refused: its content hash must be {stored[:12]}..., got '
             f'{digest[:12]}...; the file was changed after export')
     return data, digest
+
+
+def file_signature(path: str | os.PathLike) -> tuple[int, ...] | None:
+    """Return what changes with a file; None if there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns

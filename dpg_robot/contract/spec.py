@@ -227,6 +227,10 @@ class PolicySpec:
         """Return the normalised actions of physical commands, shape (..., action_dim)."""
         return (command - np.array(self.action_offset)) / np.array(self.action_scale)
 
+    def physical(self, action: np.ndarray) -> np.ndarray:
+        """Return the commands in physical units of normalised actions, shape (..., action_dim)."""
+        return action * np.array(self.action_scale) + np.array(self.action_offset)
+
     def with_training(self, record: TrainingRecord) -> PolicySpec:
         """Return a copy that carries this training record."""
         return dataclasses.replace(self, training=record)

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import yaml
 
+from dpg_robot.contract.model_file import file_signature
 from dpg_robot.contract.strict import bounded, SpecError
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint, write_atomic
 from dpg_robot.learn.device import DEVICES
@@ -160,7 +161,8 @@ class Trainer:
         self.env_steps, self.train_seconds, self.warned = 0, 0.0, False
         self.last_eval: dict[str, Any] | None = None
         self.worlds.reset(config.seed)
-        self._saved = self._signature()  # before it is read, so that no other one is missed
+        # Before it is read, so that no other one is missed.
+        self._saved = file_signature(self.checkpoint_path)
         if self._saved:
             state = load_checkpoint(self.checkpoint_path)
             refuse_other(complete(state['identity']), self.identity, self.run_dir)
@@ -244,7 +246,7 @@ class Trainer:
             except OSError:
                 raise SpecError(f'{self.run_dir} must have one training at a time, and another '
                                 'process trains there') from None
-            if self._signature() != self._saved:
+            if file_signature(self.checkpoint_path) != self._saved:
                 raise SpecError(f'{self.checkpoint_path} must be the one that this training began '
                                 'with, and another process has written it since: open it anew')
             text = yaml.safe_dump(self.identity, sort_keys=False)
@@ -264,14 +266,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint."""
         save_checkpoint(self.checkpoint_path, self._state())
-        self._saved = self._signature()
-
-    def _signature(self):
-        """Return what tells the checkpoint on the disk from any other; None if there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            found = self.checkpoint_path.stat()
-            return found.st_ino, found.st_mtime_ns, found.st_size
-        return None
+        self._saved = file_signature(self.checkpoint_path)
 
     def close(self) -> None:
         """Release the worlds."""

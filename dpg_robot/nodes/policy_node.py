@@ -31,6 +31,7 @@ import traceback
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import String
 
+from dpg_robot.contract.model_file import file_signature
 from dpg_robot.contract.observation import Fault
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.garbage import collect_garbage, quiet_garbage_collector
@@ -45,7 +46,7 @@ from dpg_robot.resources import share_path
 from dpg_robot.runtime.control import PolicyControl
 from dpg_robot.runtime.control_loop import ControlLoop
 from dpg_robot.runtime.inputs import InputGuard
-from dpg_robot.runtime.model_loader import file_signature, ModelLoader
+from dpg_robot.runtime.model_loader import ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.runtime.realtime import prepare_thread
 from dpg_robot.runtime.recorder import FlightRecorder

@@ -108,12 +108,12 @@ class SimNode(Node):
         self._writer = MessageWriter(
             spec.observation, lambda name: message_class(name)(), frame)
         # A policy waits for the topics that age fastest: a new goal must be there before them.
+        groups = group_by_topic(spec.observation)
         ages = {topic: min(term.max_age_s for term in spec.observation if term.topic == topic)
-                for topic in group_by_topic(spec.observation)}
-        types = {term.topic: term.type for term in spec.observation}
+                for topic in groups}
         self._state_publishers = {
-            topic: self.create_publisher(message_class(types[topic]), topic, NEWEST_RELIABLE)
-            for topic in sorted(ages, key=ages.get, reverse=True)}
+            topic: self.create_publisher(message_class(groups[topic].type), topic, NEWEST_RELIABLE)
+            for topic in sorted(groups, key=ages.get, reverse=True)}
         for topic, group in group_by_topic(spec.action).items():
             kind = message_class(group.type)
             check_fields(group.fields, kind(), f'action topic {topic}')

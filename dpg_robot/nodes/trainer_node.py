@@ -46,7 +46,6 @@ from dpg_robot.experiment import export_run, export_trainer, load_training, open
 from dpg_robot.learn.run_log import Progress
 from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer
 from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
-from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
 PARAMETERS = (
     Parameter('config', 'fetch_reach', 'A task that comes with the package, or the path of a '
@@ -261,6 +260,7 @@ class TrainerNode(Node):
         return f'the training in {self.run_dir} is finished'
 
     def _is_of_this_training(self, path):
+        from dpg_robot.runtime.onnx_policy import OnnxPolicy  # loads a library; seldom needed
         with contextlib.suppress(SpecError):
             training = OnnxPolicy(path).spec.training
             return (training.estimator, training.seed, training.world) == (

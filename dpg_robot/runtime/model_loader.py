@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import queue
 import threading
 from typing import Callable
 
+from dpg_robot.contract.model_file import file_signature
 from dpg_robot.contract.spec import PolicySpec
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -136,12 +136,3 @@ class ModelLoader:
         self.num_loaded += 1
         self._accept(policy)
         self._tell(True, f'model {path} ({policy.content_hash[:12]})')
-
-
-def file_signature(path: str | os.PathLike) -> tuple[int, ...] | None:
-    """Return what changes with a file; None if there is none."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return state.st_ino, state.st_size, state.st_mtime_ns

@@ -29,8 +29,8 @@ class RateLimitedWorld(StochasticWorld):
     """Limit commands as ``policy_node`` does, before any noise comes on them.
 
     So a policy meets in training what it will meet on the robot, and a command that the node has
-    limited already passes unchanged. A task whose safe command is to hold has ``held_position``:
-    where its joints are told to be before the first command; without it that one is not limited.
+    limited already passes unchanged. Where the safe command is to hold, the first one is limited
+    from ``held_action``.
     """
 
     def __init__(self, task: gymnasium.Env, *noise: Any):
@@ -42,17 +42,14 @@ class RateLimitedWorld(StochasticWorld):
         """Start an episode; its first command is limited from where the joints are."""
         obs, info = super().reset(seed=seed, options=options)
         self.limiter = CommandLimiter(self.policy_spec)
-        held = np.isnan(self.limiter.last)
-        if held.any() and self.has_wrapper_attr('held_position'):
-            position = self.get_wrapper_attr('held_position')  # dead actuators, behind, have none
-            held = held[:len(position)]
-            self.limiter.last[:len(position)][held] = position[held]
+        held = self.policy_spec.physical(self.held_action)
+        np.copyto(self.limiter.last, held, where=np.isnan(self.limiter.last))
         return obs, info
 
     def commanded(self, action: np.ndarray) -> np.ndarray:
         """Return the normalised command that is left of an action, shape (action_dim,)."""
         spec, action = self.policy_spec, super().commanded(action)
-        command = np.clip(action, -1.0, 1.0) * spec.action_scale + np.array(spec.action_offset)
+        command = spec.physical(np.clip(action, -1.0, 1.0))
         return spec.normalised(self.limiter.limit(command))
 
     @property

@@ -97,8 +97,7 @@ class SimulatedRobot:
             self.state = 'waiting'
         self._return, self._length = 0.0, 0
         # Before the first command there is nothing to hold but the robot itself, where it is.
-        spec, held = self.spec, getattr(self._world, 'held_action', 0.0)
-        held = held * np.array(spec.action_scale) + spec.action_offset
+        held = self.spec.physical(getattr(self._world, 'held_action', 0.0))
         self._first = np.where(np.isnan(self._safe), held, self._safe)
         with self._lock:
             self._ticks_since = dict.fromkeys(self._groups)

@@ -202,10 +202,10 @@ def _check_reference(config, robot, amplitude):
 
 
 class _RobotTask:
-    """What both tasks share; ``held_position`` is what commands are rate limited from at first."""
+    """What both tasks share; ``held_position`` is where the joints are told to be at first."""
 
     def _command(self, action):
-        return action * np.array(self.policy_spec.action_scale) + self.policy_spec.action_offset
+        return self.policy_spec.physical(action)
 
     @property
     def held_position(self):

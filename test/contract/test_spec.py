@@ -49,6 +49,9 @@ def test_normalised_actions_have_a_scale_and_an_offset():
     spec = joint_spec(action=(term, shifted))
     assert spec.action_scale == (2.0, 2.0, 2.0, 2.0)
     assert spec.action_offset == (0.0, 0.0, 0.5, -1.0)
+    action = np.array([1.0, -1.0, 0.25, 0.5])
+    assert spec.physical(action).tolist() == [2.0, -2.0, 1.0, 0.0]
+    assert spec.normalised(spec.physical(action)).tolist() == action.tolist()
     commands = np.array([[1.0, 0.0, 1.5, -1.0], [0.0, -2.0, 0.5, -3.0]])
     assert spec.normalised(commands).tolist() == [[0.5, 0.0, 0.5, 0.0], [0.0, -1.0, 0.0, -1.0]]
 

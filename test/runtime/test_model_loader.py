@@ -21,9 +21,10 @@ import threading
 from policy_files import joint_spec, pose_spec, reach_weights, write_model
 import pytest
 
+from dpg_robot.contract.model_file import file_signature
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.runtime import model_loader
-from dpg_robot.runtime.model_loader import check_same_contract, file_signature, ModelLoader
+from dpg_robot.runtime.model_loader import check_same_contract, ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 
 
