@@ -15,6 +15,7 @@
 """Tests of OnnxPolicy, on small models made here."""
 
 import numpy as np
+import onnx
 from policy_files import (
     model_bytes,
     pose_spec,
@@ -92,6 +93,43 @@ def test_sizes_follow_the_spec(tmp_path, changes, weights, sizes, message):
     path = write_model(tmp_path / 'model.onnx', pose_spec(**changes), weights, sizes=sizes)
     with pytest.raises(SpecError, match=message):
         OnnxPolicy(path)
+
+
+def double_model(spec):
+    """Return an unsealed model of float64: action = observation @ weights, in numpy's default."""
+    model = onnx.load_from_string(model_bytes(spec, reach_weights()))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor).astype(float)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return model.SerializeToString()
+
+
+def failing_model(spec):
+    """Return an unsealed model whose graph fits, but cannot run on one observation."""
+    model = onnx.load_from_string(model_bytes(spec, reach_weights()))
+    for node in model.graph.node:
+        node.input[:] = ['seven' if name == 'mean' else name for name in node.input]
+    shape = onnx.numpy_helper.from_array(np.array([7, 3]), 'shape')
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(1, onnx.helper.make_node('Reshape', ['mean', 'shape'], ['seven']))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize('make, message', [
+    (double_model, r'observation must be a float32 tensor, got tensor\(double\)'),
+    (failing_model, 'it must run on one observation')])
+def test_a_model_that_no_robot_could_call_is_refused_when_it_is_loaded(tmp_path, make, message):
+    path = tmp_path / 'model.onnx'
+    path.write_bytes(model_file.seal(make(pose_spec())))
+    with pytest.raises(SpecError, match=f'model file .*model.onnx refused: {message}'):
+        OnnxPolicy(path)
+
+
+def test_the_runtime_has_one_thread(policy):
+    options = policy._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
 
 
 def test_a_changed_file_never_reaches_the_runtime(tmp_path, monkeypatch):

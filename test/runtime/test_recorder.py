@@ -333,6 +333,41 @@ def test_a_file_that_may_not_grow_stops_the_recording_until_it_may(tmp_path):
     assert any('20 ticks are lost' in text for _, _, text in flight.events)
 
 
+def rows(num, dropped):
+    """Return rows of a ring without parts, whose ticks say how many were dropped before."""
+    table = np.zeros((num, len(Ring.SCALARS)))
+    table[:, Ring.SCALARS.index('wall_time_s')] = 1e9 + 0.02 * np.arange(num)
+    table[:, Ring.SCALARS.index('dropped')] = dropped
+    return table
+
+
+def test_a_segment_by_itself_misses_only_what_was_lost_within_it(tmp_path):
+    segment = Segment(tmp_path / 'flight_2.mcap', SPEC, 'r', [])
+    for number, row in zip((105, 106, 109, 110), rows(4, [5, 5, 5, 7])):
+        segment.add_tick(number, row, {})
+    segment.close()
+    assert read_flight(segment.path).num_missing == 2 + 2
+
+
+def test_what_was_half_written_when_the_disk_was_full_is_cut_off(tmp_path):
+    segment = Segment(tmp_path / 'flight_1.mcap', SPEC, 'r', [])
+    for number, row in enumerate(rows(20, 0)):
+        segment.add_tick(number, row, {})
+    whole_bytes = segment.flush()
+    segment.add_tick(20, rows(1, 0)[0], {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole_bytes + 50, hard))
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            segment.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert segment.path.stat().st_size == whole_bytes + 50
+    segment.abandon()
+    assert segment.path.stat().st_size == whole_bytes
+    assert len(read_flight(segment.path).times_ns) == 20
+
+
 class SmallDisk(Segment):
     """A segment on a disk that holds so many bytes."""
 

@@ -96,6 +96,16 @@ def test_a_command_is_held_and_then_the_safe_one_acts():
     assert (robot.state, world.actions[-1][0]) == ('driven', 0.2)
 
 
+@pytest.mark.parametrize('hold_s, num_held', [(0.15, 2), (3 * 0.1, 3)])
+def test_a_command_is_held_for_the_whole_of_a_period_that_has_begun(hold_s, num_held):
+    """3 * 0.1 is a little more than 0.3 in floating point; that begins no fourth period."""
+    robot, _ = robot_and_world(pose_spec(control_rate_hz=10.0), hold_s=hold_s)
+    command(robot, 0.4, 0.0, 0.0)
+    for _ in range(5):
+        robot.tick()
+    assert (robot.num_late_commands, robot.num_safe_steps) == (num_held, 4 - num_held)
+
+
 def test_an_episode_ends_with_its_result_and_forgets_the_command():
     robot, world = robot_and_world(seed=1)
     results = []
