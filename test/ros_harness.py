@@ -55,8 +55,10 @@ class Harness:
     def _on_diagnostics(self, array):
         self.diagnostics.extend(array.status)
 
-    def start(self, name, arguments=(), code=None, ignored=(), **parameters):
-        """Start a node of the package as a process of its own; its output goes to a file.
+    def start(self, name, arguments=(), code=None, ignored=(), output=None, **parameters):
+        """Start a node of the package as a process of its own.
+
+        Its output goes to a file, or to the descriptor ``output`` if there is one.
 
         It ignores the signals in ``ignored`` and no others, however the tests were started.
         """
@@ -65,6 +67,8 @@ class Harness:
                 signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         command = [sys.executable] + (
             ['-c', code] if code else ['-m', f'dpg_robot.nodes.{name}'])
+        if name == 'policy_node':  # no test starts with a stop pressed, unless it says so
+            parameters = {'estop_listen_s': 0.0, **parameters}
         ros_arguments = ['--ros-args', *arguments]
         for key, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -72,7 +76,8 @@ class Harness:
         log = self.folder / f'{name}_{len(self.processes)}.log'
         with open(log, 'w') as out:
             process = subprocess.Popen(
-                command + ros_arguments, stdout=out, stderr=subprocess.STDOUT, cwd=self.folder,
+                command + ros_arguments, stdout=output or out, stderr=subprocess.STDOUT,
+                cwd=self.folder,
                 preexec_fn=set_signals)
         process.log = log
         self.processes.append(process)

@@ -35,6 +35,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.nodes.output import output_without_waiting
 
 NEWEST_RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -177,6 +178,11 @@ def run(make_node: Callable[[threading.Event], Node], args: Sequence[str] | None
     :param grace_s: how long ``loop`` may take to return [s]; None for as long as it takes.
     :return: the exit code: 0, or 2 after a startup error, 1 after a failure of the loop.
     """
+    with output_without_waiting():
+        return _run(make_node, args, grace_s)
+
+
+def _run(make_node, args, grace_s):
     stop, failed, ended = threading.Event(), threading.Event(), threading.Event()
     wait_for_end, end = _catch_signals()
     node = None

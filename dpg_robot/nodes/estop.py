@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Callable
 
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
@@ -40,9 +41,12 @@ class EmergencyStop:
         self.why, self.num_stops = '', 0
         self._on_stop, self._on_lift = on_stop, on_lift
         # The second one hears a stop from before this node was there, if its publisher keeps it.
-        for durability in (DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL):
+        # It warns of publishers that do not, which the first one hears: so it must not.
+        for durability, warns in ((DurabilityPolicy.VOLATILE, True),
+                                  (DurabilityPolicy.TRANSIENT_LOCAL, False)):
             node.create_subscription(
-                Bool, 'estop', self._on_topic, QoSProfile(depth=10, durability=durability))
+                Bool, 'estop', self._on_topic, QoSProfile(depth=10, durability=durability),
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=warns))
         node.create_service(Trigger, '~/estop', self._on_service)
         node.create_service(Trigger, '~/reset_estop', self._on_reset)
 

@@ -82,6 +82,7 @@ class PolicyNode(ManagedNode):
         self._told, self._told_lately = None, set()
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
+        self._heard_s = time.monotonic() + self.settings['estop_listen_s']
         self._status = PolicyStatus(self)
         self._take_models()
         if self.settings['autostart']:
@@ -120,7 +121,8 @@ class PolicyNode(ManagedNode):
         names = ('mode', 'seed', 'recover_ticks', 'rate_factor', 'blend_s')
         self.control = PolicyControl(
             policy, **{name: settings[name] for name in names}, send=self.topics.send,
-            rehearse_sending=self.topics.rehearse_sending, now=self.clock.now)
+            rehearse_sending=self.topics.rehearse_sending, now=self.clock.now,
+            hold=self._listen_first)
         self.control.close(repeats=0)
         if self.estop.why:
             self.control.stop(self._estop_fault())
@@ -188,6 +190,11 @@ class PolicyNode(ManagedNode):
         """Send the safe command if active, and leave the topics."""
         self.deactivate()
         self.cleanup()
+
+    def _listen_first(self):
+        wait_s = self._heard_s - time.monotonic()
+        return Fault('estop', 'listening', f'{wait_s:.1f} s more, for a stop that is pressed '
+                     'already') if wait_s > 0.0 else None
 
     def _estop_fault(self):
         return Fault('estop', 'latched', f'{self.estop.why}; to go on, call reset_estop, then '
@@ -323,7 +330,7 @@ class PolicyNode(ManagedNode):
         if loop is None:
             if self._silence_s() > period_s and self.executor and not self._stop.is_set():
                 self.executor.create_task(self._report_if_silent)
-        elif self._silence_s() > 2.0 * period_s:
+        elif self._silence_s() > 2.0 * max(period_s, loop.period_s):
             state = 'stalled' if loop.is_stalled else 'waiting'
             self._status.publish(state, 'no ticks; does /clock stand still?'
                                  if isinstance(self.clock, SimulatedClock) else 'no ticks')

@@ -28,6 +28,9 @@ PARAMETERS = (
               'trainer_node/model; empty for none.'),
     Parameter('autostart', True, 'Configure and activate at the start; otherwise wait for the '
               'lifecycle services.'),
+    Parameter('estop_listen_s', 2.0, 'How long from its start on the node listens for an '
+              'emergency stop that is already pressed, before a policy may command [s].',
+              0.0, 60.0),
     Parameter('mode', 'deterministic', 'Use the policy without its noise, or sample it.',
               choices=MODES),
     Parameter('seed', 0, 'Seed of the sampled mode.', 0, 2**31 - 1),

@@ -74,7 +74,8 @@ class PolicyControl:
                  recover_ticks: int = 1, rate_factor: float = 1.0, blend_s: float = 0.0,
                  send: Callable[[np.ndarray], None] = lambda command: None,
                  rehearse_sending: Callable[[np.ndarray], None] = lambda command: None,
-                 now: Callable[[], float] = lambda: float('-inf')):
+                 now: Callable[[], float] = lambda: float('-inf'),
+                 hold: Callable[[], Fault | None] = lambda: None):
         """Prepare for ticks.
 
         :param mode: 'deterministic' (eps = 0) or 'sampled' (eps ~ N(0, I)).
@@ -87,6 +88,7 @@ class PolicyControl:
         :param rehearse_sending: does as ``send``, but to nobody.
         :param now: the clock; a policy's command is not sent if its observation has become
             stale by then.
+        :param hold: returns why the policy may not command yet, if it may not.
         :raises SpecError: if the mode is unknown.
         """
         if mode not in MODES:
@@ -100,6 +102,7 @@ class PolicyControl:
         self._num_to_recover, self._has_driven, self._sent_s = 0, False, -np.inf
         self._rng = np.random.default_rng(seed) if mode == 'sampled' else None
         self._send, self._rehearse_sending, self._now = send, rehearse_sending, now
+        self._hold = hold
         self._understudy = CommandLimiter(policy.spec)  # limits rehearsed commands
         self._gate, self._is_open, self._turn = threading.Lock(), True, 0
         self._stopped: Fault | None = None
@@ -158,8 +161,9 @@ class PolicyControl:
 
     def _think(self, now_s):
         """Return observation, eps and action, as far as it comes to them, and the faults."""
-        if self._stopped is not None:
-            return _NO_THOUGHT, (self._stopped,)
+        why_not = self._stopped or self._hold()
+        if why_not is not None:
+            return _NO_THOUGHT, (why_not,)
         observation, faults = self.observation.assemble(now_s)
         if observation is None:
             return _NO_THOUGHT, faults

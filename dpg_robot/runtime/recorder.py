@@ -227,10 +227,12 @@ class FlightRecorder:
         :param level: 'INFO', 'WARN' or 'ERROR'.
         """
         self._send({'time_ns': time.time_ns(), 'level': LEVELS.get(level, LEVELS['ERROR']),
-                    'text': text[:_LONGEST_TEXT]})
+                    'text': text.encode(errors='replace')[:_LONGEST_TEXT].decode(
+                        errors='ignore')})
 
     def _send(self, line):
-        data = json.dumps(line).encode() + b'\n'
+        # Each character as its own bytes; JSON's escape for what is none, such as half a path's.
+        data = json.dumps(line, ensure_ascii=False).encode(errors='backslashreplace') + b'\n'
         with self._pipe_lock:  # a closed descriptor could be somebody else's by now
             try:
                 if not self._is_open or len(data) > _LONGEST_LINE:

@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Callable
@@ -199,7 +200,11 @@ class PhaseLock:
     def restart(self) -> None:
         """Begin the grid anew, for the state that follows the newest one."""
         self._is_locked, self._freshness = True, 1.0
-        self._deadlines.restart(self._arrival()[1] + self._deadlines.period_s - self._lead_s)
+        period_s = self._deadlines.period_s
+        first_s = self._arrival()[1] + period_s - self._lead_s
+        # Of a state that came long ago, whole periods on: none was missed, and none is due now.
+        late_s = self._deadlines.clock.now() + self._spread_s - first_s
+        self._deadlines.restart(first_s + max(0, math.ceil(late_s / period_s)) * period_s)
 
     def lose(self) -> None:
         """Wait for no state from now on, until the next restart."""

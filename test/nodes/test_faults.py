@@ -19,11 +19,14 @@ no command may lie outside its limits, and none of the policy's may rest on a st
 """
 
 from array import array
+import contextlib
 import dataclasses
+import os
 import signal
 import threading
 import time
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PointStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -423,8 +426,11 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     robot.wait(DRIVEN)
     assert node.go('active_shutdown') == (True, 'finalized')
     ros.wait(lambda: robot.newest() == SAFE)
+    volatile = ros.node.create_publisher(Bool, '/managed/estop', 10)
+    ros.wait(lambda: volatile.get_subscription_count() == 1, what='the subscription')
     assert ros.stop(process) == 0
-    assert 'Traceback' not in process.log.read_text()
+    log = process.log.read_text()
+    assert 'Traceback' not in log and 'incompatible QoS' not in log
 
 
 def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_robot):
@@ -476,6 +482,59 @@ def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_r
     assert ros.stop(process) == 0
     stop.set()
     thread.join()
+
+
+def fill(pipe):
+    """Write until nothing more fits."""
+    os.set_blocking(pipe, False)
+    for size in (4096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, b'x' * size)
+    os.set_blocking(pipe, True)
+
+
+def test_output_that_nobody_reads_stops_no_command_and_no_stop(ros, models, make_robot):
+    """A terminal that stands still must not freeze the node while it drives a robot."""
+    reader, writer = os.pipe()
+    robot = make_robot('/mute')
+    process = ros.start('policy_node', ['-r', '__ns:=/mute'], output=writer, blend_s=0.0,
+                        model=models['good'], model_topic='announced')
+    robot.wait(DRIVEN)
+    announcement = ros.node.create_publisher(String, '/mute/announced', QoSProfile(
+        depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    button = ros.node.create_publisher(Bool, '/mute/estop', 10)
+    fill(writer)
+    announcement.publish(String(data='/nowhere/model.onnx'))
+    status_of(ros, 'model', lambda status: 'nowhere' in status.message, 'mute/')
+    robot.stays(DRIVEN)
+    robot.mute = ('joint_states',)
+    robot.wait(SAFE)
+    robot.heal()
+    robot.wait(DRIVEN)
+    button.publish(Bool(data=True))
+    robot.wait(SAFE)
+    robot.stays(SAFE)
+    assert ros.stop(process) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_no_policy_commands_before_a_pressed_stop_can_be_heard(ros, models, make_robot):
+    """The state may be there before the stop is: discovery takes its time for each."""
+    button = ros.node.create_publisher(Bool, '/pressed/estop', QoSProfile(
+        depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    robot = make_robot('/pressed')
+    process = ros.start('policy_node', ['-r', '__ns:=/pressed'], model=models['good'],
+                        blend_s=0.0, diagnostics_period_s=0.1, estop_listen_s=30.0)
+    waiting = status_of(ros, 'control', lambda status: 'estop: listening' in status.message,
+                        'pressed/')
+    assert waiting.message.startswith('waiting') and waiting.level == DiagnosticStatus.WARN
+    robot.wait(SAFE)
+    button.publish(Bool(data=True))
+    status_of(ros, 'control', lambda status: 'estop: latched' in status.message, 'pressed/')
+    assert {tuple(message.data) for _, message in robot.commands} == {tuple(SAFE)}
+    assert ros.stop(process) == 0
 
 
 def test_two_robots_share_a_machine_and_nothing_else(ros, models, make_robot):

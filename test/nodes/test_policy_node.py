@@ -220,6 +220,17 @@ def test_what_was_held_back_is_told_if_it_is_still_so():
     assert told == ['running', 'safe', 'running']
 
 
+@pytest.mark.parametrize('silence_s, told', [(0.4, []), (0.6, [('waiting', 'no ticks')])])
+def test_a_slow_policy_is_not_called_silent(silence_s, told):
+    found = []
+    node = SimpleNamespace(
+        control_loop=SimpleNamespace(period_s=0.25, is_stalled=False), clock=None,
+        settings={'diagnostics_period_s': 0.1}, _silence_s=lambda: silence_s,
+        _status=SimpleNamespace(publish=lambda *status: found.append(status)))
+    PolicyNode._look_for_silence(node)
+    assert found == told
+
+
 def test_no_timer_wakes_its_executor():
     """Each look keeps the interpreter from a tick, and a timer's from ticks of one phase."""
     rclpy.init(args=['--ros-args', '-p', 'autostart:=false'])

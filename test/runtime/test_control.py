@@ -61,6 +61,16 @@ def test_a_fault_gives_the_safe_command(make_control):
     assert (control.num_ticks, control.num_safe) == (2, 1)
 
 
+def test_what_holds_the_policy_gives_the_safe_command_and_needs_no_recovery(make_control):
+    why = [Fault('estop', 'listening', '1.0 s more')]
+    control = make_control(recover_ticks=3, control_options={
+        'hold': lambda: why[0] if why else None})
+    step = control.tick(1.01)
+    assert (step.command.tolist(), step.faults, step.is_driven) == ([0.0] * 3, tuple(why), False)
+    why.clear()
+    assert control.tick(1.03).is_driven
+
+
 def test_a_fault_takes_command_away_until_some_ticks_are_without_one(make_control):
     control = make_control(recover_ticks=3)
 

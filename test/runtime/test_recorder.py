@@ -468,6 +468,18 @@ def test_impossible_settings_are_refused(tmp_path, monkeypatch):
         FlightRecorder(tmp_path, SPEC, HASH)
 
 
+@pytest.mark.parametrize('text, kept', [
+    ('ж' * 400, 'ж' * 400), ('ж' * 600, 'ж' * 500), ('関' * 900, '関' * 333),
+    ('half a path \udce9', 'half a path ?')], ids=['two bytes', 'long', 'three bytes', 'no text'])
+def test_events_may_be_in_any_language(tmp_path, text, kept):
+    recorder = FlightRecorder(tmp_path, SPEC, HASH)
+    record(recorder, 1)
+    recorder.event('WARN', text)
+    recorder.close()
+    assert recorder.status()['events_dropped'] == 0
+    assert read_flight(tmp_path).events[-1][2] == kept
+
+
 def test_another_fault_is_another_event(tmp_path):
     recorder = FlightRecorder(tmp_path, SPEC, HASH)
     for kind in ('stale', 'stale', 'size'):

@@ -252,6 +252,19 @@ def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
     assert len(rehearsed) == 3
 
 
+@pytest.mark.parametrize('age_s', [0.0, 0.04, 0.06, 0.1, 0.74])
+def test_a_grid_that_begins_on_an_old_state_counts_no_misses(monkeypatch, age_s):
+    clock = Clock(monkeypatch)
+    arrivals = Arrivals(clock, [clock.now - age_s, 1000.0])
+    _, deadlines = locked(clock, arrivals, lambda: 2 * (arrivals.times[0],))
+    deadlines.advance()
+    assert deadlines.num_missed == 0
+    ahead_s = deadlines.deadline_s - clock.now
+    assert 0.025 <= ahead_s < 0.125
+    periods = (ahead_s + age_s + 0.005) / 0.1  # a twentieth ahead of a state
+    assert periods == pytest.approx(round(periods))
+
+
 class Mailbox(Arrivals):
     """What comes while nobody listens is taken, and stamped, when somebody does."""
 
