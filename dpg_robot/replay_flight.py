@@ -61,8 +61,9 @@ def replay(path: str | os.PathLike, model: str | os.PathLike | None = None,
     :param tolerance: a tick differs if any element does by more, as a part of its range.
     :return: counts, differences by element as parts of the action's range (None where just one
         of two actions is a number), and ``is_same``: False if a model gave other answers than
-        the recorded ones of the very same model.
-    :raises SpecError: if the recording or a model cannot be used.
+        the recorded ones of the very same model. Ticks of a recorded model that is gone, as
+        where a training exports to one file again and again, are left out and counted.
+    :raises SpecError: if the recording, or the model or all recorded ones, cannot be used.
     """
     from dpg_robot.runtime.flight_file import part_names
     from dpg_robot.runtime.flight_reader import read_flight
@@ -73,15 +74,24 @@ def replay(path: str | os.PathLike, model: str | os.PathLike | None = None,
                         f'{len(flight.times_ns)} ticks')
     numbers = flight.numbers['model'].astype(int)
     actions = np.full_like(flight.action, np.nan)
-    models, was_same = [], np.zeros(len(numbers), bool)
+    models, gone, was_same = [], [], np.zeros(len(numbers), bool)
     for number in sorted(set(numbers[has_run])):
-        policy, entry = _load(flight, number, model)
         ticks = np.flatnonzero(has_run & (numbers == number))
+        try:
+            policy, entry = _load(flight, number, model)
+        except SpecError as error:
+            if model is not None:
+                raise
+            gone.append({'why': str(error), 'ticks': len(ticks)})
+            has_run[ticks] = False
+            continue
         was_same[ticks] = entry['is_recorded']
         models.append({**entry, 'ticks': len(ticks)})
         for i in ticks:
             actions[i] = policy(flight.observation[i].astype(np.float32), flight.eps[i].astype(
                 np.float32) if flight.has['eps'][i] else None)
+    if not models:
+        raise SpecError(gone[0]['why'])
     difference = _difference(flight, actions)[has_run]
     differs = difference.max(axis=1) > tolerance
     return {
@@ -91,6 +101,7 @@ def replay(path: str | os.PathLike, model: str | os.PathLike | None = None,
         'ticks_missing': flight.num_missing, 'ticks_compared': int(has_run.sum()),
         'ticks_not_driven': int((flight.numbers['driven'] == 0).sum()),
         'ticks_sampled': int((has_run & flight.has['eps']).sum()), 'models': models,
+        'models_gone': gone,
         'tolerance': tolerance, 'ticks_that_differ': int(differs.sum()),
         'max_difference': _number(difference.max()),
         'mean_difference': _number(difference.mean()),
@@ -144,7 +155,7 @@ def _number(value):
 def report(result: dict[str, Any]) -> str:
     """Return what :func:`replay` found, as text."""
     lines = [f'{result["recording"]}: {result["ticks"]} ticks of {result["robot"]} in '
-             f'{result["duration_s"]:.1f} s; the policy was run in {result["ticks_compared"]}'
+             f'{result["duration_s"]:.1f} s; compared: {result["ticks_compared"]} of the policy'
              + (f' ({result["ticks_sampled"]} with its noise)' if result['ticks_sampled'] else '')
              + f', the safe command sent in {result["ticks_not_driven"]}']
     if result['ticks_missing']:
@@ -156,6 +167,8 @@ def report(result: dict[str, Any]) -> str:
             f'not the recorded model ({model["recorded_hash"][:12]})'
         lines.append(f'{model["path"]} ({model["content_hash"][:12]}), {kind}, in '
                      f'{model["ticks"]} ticks')
+    lines += [f'NOT COMPARED: {gone["ticks"]} ticks; {gone["why"]}'
+              for gone in result['models_gone']]
     width = max(map(len, result['elements']))
     lines += ['', f'{"difference / range":{width}}  {"max":>10}  {"mean":>10}']
     for name, value in result['elements'].items():

@@ -174,6 +174,24 @@ def test_each_model_answers_for_its_own_ticks(tmp_path, model):
     assert result['ticks_that_differ'] == 6 and result['is_same']
 
 
+def test_ticks_of_a_model_that_is_gone_are_left_out_and_counted(tmp_path, model):
+    first = write_model(tmp_path / 'latest.onnx', SPEC, WEIGHTS, bias=[0.4, 0.0])
+    recorder = FlightRecorder(tmp_path / 'flight', SPEC, OnnxPolicy(first).content_hash,
+                              model_path=first)
+    fly(None, first, num=4, recorder=recorder)
+    recorder.use_model(OnnxPolicy(model).content_hash, model)
+    fly(None, model, num=6, recorder=recorder)
+    recorder.close()
+    write_model(first, SPEC, WEIGHTS, bias=[0.5, 0.0])
+    result = replay(tmp_path / 'flight')
+    assert (result['ticks'], result['ticks_compared'], result['is_same']) == (10, 6, True)
+    assert [gone['ticks'] for gone in result['models_gone']] == [4]
+    assert 'NOT COMPARED: 4 ticks; ' in report(result) and 'another model now' in report(result)
+    model.unlink()
+    with pytest.raises(SpecError, match='latest.onnx is another model now'):
+        replay(tmp_path / 'flight')
+
+
 def test_not_a_number_equals_only_itself(tmp_path, model):
     folder = fly(tmp_path / 'flight', model,
                  change=lambda k, action: np.array([np.nan, action[1]]) if k == 3 else action)
