@@ -57,7 +57,6 @@ from dpg_robot.sim.world import make_vector, make_world
 RESULTS = Path(__file__).parent / 'results'
 ROOM = Path(dpg_robot.learn.__file__).parents[1]
 CODE = ROOM / 'learn', ROOM / 'sim', Path(__file__)
-CURVE_EPISODES = 20
 FINAL_SEED = 2_000_000
 PEER, LIBRARY = 'sb3_sac', 'stable-baselines3'
 MOST_STEPS_BETWEEN_UPDATES = 64
@@ -146,7 +145,9 @@ def run_sac(config, name, seed, steps, episodes):
     learner, env, view, settings = config.learner, make_world(config.world), None, {}
     if 'her' in name:
         env = view = GoalView(env)
-        settings = {'replay_buffer_class': HerReplayBuffer}
+        # It can relabel nothing before the first episode's end.
+        settings = {'replay_buffer_class': HerReplayBuffer, 'learning_starts': max(
+            100, env.get_wrapper_attr('episode_steps'))}
     if name.endswith('matched'):
         env = ScaledRewards(env, learner.reward_scale)
         settings |= {'gamma': learner.gamma, 'batch_size': learner.batch_size,
@@ -163,7 +164,7 @@ def run_sac(config, name, seed, steps, episodes):
         def _on_step(self):
             if self.num_timesteps % config.trainer.eval_every_steps == 0:
                 start = time.monotonic()
-                result = measure(CURVE_EPISODES, 1_000_000)
+                result = measure(config.trainer.eval_episodes, 1_000_000)
                 curve.append((self.num_timesteps, result.success, result.return_mean))
                 self.paused += time.monotonic() - start
             return True

@@ -80,7 +80,7 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
 
     rows = [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
     report = {
-        'task': config.world.task, 'estimator': config.learner.estimator,
+        'task': config.world.task, 'estimator': config.active.estimator,
         'env_steps': spec.training.env_steps, 'train_seconds': rows[-1]['train_seconds'],
         'success_in_process': inside.success, 'success_over_topics': drive.success,
         'return_in_process': inside.return_mean, 'return_over_topics': drive.return_mean,

@@ -48,6 +48,7 @@ from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
 import dpg_robot.learn
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
+from dpg_robot.learn.fit import SETTINGS
 from dpg_robot.sim.world import make_world
 
 FRACTIONS = (4, 2, 1)
@@ -124,7 +125,7 @@ def _describe(config, bench):
     return {'task': config.world.task, 'noise': asdict(config.world.noise),
             'dead_actuators': config.world.dead_actuators, 'transitions': bench.transitions,
             'seeds': bench.seeds, 'states': bench.states, 'pairs': bench.pairs,
-            'learner': dump(config.learner), 'versions': versions(),
+            'learner': dump(config.learner), 'fit': SETTINGS, 'versions': versions(),
             'machine': machine(), 'commit': commit()}
 
 

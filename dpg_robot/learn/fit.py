@@ -42,6 +42,9 @@ CRITIC_RATE = 1e-3
 NUM_CRITICS, NUM_GRADIENTS = 4, 3
 HELD_OUT_EVERY = 10
 NUM_DRAWS = 10  # of denoising noise, to average over
+# What a fit has in place of the learner's settings.
+SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics': NUM_CRITICS,
+            'num_gradients': NUM_GRADIENTS, 'weight_decay': WEIGHT_DECAY}
 
 
 def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, policy, value,

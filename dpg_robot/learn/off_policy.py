@@ -55,7 +55,9 @@ class OffPolicy:
         self.learner = Learner(learner_config, obs_dim, action_dim, achieved_goal, self.device,
                                waits=config.device == 'cpu')
         self._update = Captured(self._learn, self.device, config.cuda_graphs)
-        self._report = True
+        # Where not every round has an update, a round that is logged may have none of its own.
+        self._is_rare = config.updates_per_step * config.num_worlds < 1
+        self._report, self._metrics = True, {}
         self.replay = self._make_replay(obs_dim, action_dim, goals)
         self.updates, self.updates_due = 0, 0.0
         self._world_numbers = torch.arange(config.num_worlds, device=self.device)
@@ -78,18 +80,18 @@ class OffPolicy:
 
         :param env_steps: taken before.
         :param report: whether the scalars will be logged.
-        :return: scalars to log, of the last update; none without an update.
+        :return: scalars to log, of the last update; none before the first.
         """
         self._collect(env_steps)
-        self._report = report or self.device.type != 'cpu'  # a recorded update is always the same
-        metrics = {}
+        # A recorded update is always the same.
+        self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
             while self.updates_due >= 1:
-                metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
+                self._metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
                 self.updates_due -= 1
                 self.updates += 1
-        return metrics
+        return self._metrics
 
     def _learn(self, *batch):
         return self.learner.update(Batch(*batch), self._report)
@@ -144,7 +146,8 @@ class OffPolicy:
         return {'learner': self.learner.state_dict(),
                 'optimizer': self.learner.optimizer.state_dict(),
                 'replay': self.replay.state_dict(), 'updates': self.updates,
-                'updates_due': self.updates_due, 'rng': self.rng.bit_generator.state}
+                'updates_due': self.updates_due, 'rng': self.rng.bit_generator.state,
+                'metrics': {key: float(value) for key, value in self._metrics.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
@@ -153,3 +156,4 @@ class OffPolicy:
         self.replay.load_state_dict(state['replay'])
         self.updates, self.updates_due = state['updates'], state['updates_due']
         self.rng.bit_generator.state = state['rng']
+        self._metrics = state.get('metrics', {})

@@ -289,11 +289,12 @@ class Trainer:
         spread = float(metrics.get('exploration/spread_over_sigma', NARROW))
         if spread < NARROW and not self.warned:
             self.warned = True
+            room = 'learner' if self.config.algorithm == 'off_policy' else 'on_policy'
             sigma = self.learner.config.sigma
             logger.warning(
-                'exploration must be at least %g of learner.sigma (%g), or noise drowns it, '
-                'got %.2g: lower learner.sigma, or raise learner.min_std or the entropy',
-                NARROW, sigma, spread)
+                'exploration must be at least %g of %s.sigma (%g), or noise drowns it, '
+                'got %.2g: lower %s.sigma, or raise %s.min_std or the entropy',
+                NARROW, room, sigma, spread, room, room)
 
     def _progress(self):
         now, (then, steps) = time.monotonic(), self._speed

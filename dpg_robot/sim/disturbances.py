@@ -246,6 +246,7 @@ class RandomModel:
         :raises SpecError: if there is no such part.
         """
         self._model, self._scratch = sim.model, mujoco.MjData(sim.model)
+        self._places = sim.model.body_pos.copy()
         self._parts, limits, nominal = [], [], []
         for (key, scale_key), quantity in _quantities(sim.model).items():
             ranges = quantity.scaled_ranges(getattr(config.scale, scale_key), scale_key, task)
@@ -278,8 +279,12 @@ class RandomModel:
         if self._gravity is not None:
             self._model.opt.gravity[:] = self._gravity * self.memory[-1]
         self._carry()
-        # In a data of its own: the constants are those of the reference pose.
+        # In a data of its own, and with all bodies where the file has them, not where a task put
+        # a door in the episode before: the constants are those of the reference pose.
+        places = self._model.body_pos.copy()
+        self._model.body_pos[:] = self._places
         mujoco.mj_setConst(self._model, self._scratch)
+        self._model.body_pos[:] = places
 
     def _carry(self):
         """Let drives that carry the arm carry the weight that they know of, the nominal one."""

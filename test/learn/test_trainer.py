@@ -363,6 +363,21 @@ def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
     assert (held_out[RUN:] == torch.tensor([0.0, 1.0])).all()
 
 
+@pytest.mark.parametrize('stop_rounds', [0, 61])
+def test_rounds_without_an_update_log_the_newest_one(tmp_path, caplog, stop_rounds):
+    """With half an update a step, updates and logged steps may never meet; nor be resumed so."""
+    config = tiny_config('trainer.num_worlds=1', 'trainer.updates_per_step=0.5',
+                         'trainer.env_steps=100', 'learner.sigma=5')
+    if stop_rounds:
+        train(config, tmp_path, should_stop=stop_after(stop_rounds))
+    with caplog.at_level(logging.WARNING, 'dpg_robot'):
+        train(config, tmp_path)
+    rows = rows_of(tmp_path)
+    assert [row['env_steps'] for row in rows] == [20, 40, 60, 80, 100]
+    assert all(math.isfinite(row['loss/critic']) for row in rows[1:])
+    assert [text for text in caplog.messages if 'exploration must be' in text]
+
+
 def test_a_narrow_exploration_is_reported_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, 'dpg_robot'):
         # A slow denoiser: the spread stays where it begins, at a tenth of sigma.

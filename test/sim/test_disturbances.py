@@ -51,6 +51,22 @@ MODEL = """
 """
 
 
+def test_constants_do_not_depend_on_where_the_last_episode_put_the_door():
+    env = make_world(WorldConfig('adroit_door', noise=NoiseConfig(randomize=RandomizeConfig(
+        scale=ScaleConfig(friction=(0.8, 1.2))))))
+    model = env.unwrapped.sim.model
+
+    def constants(seed):
+        env.reset(seed=seed)
+        return [getattr(model, name).copy() for name in (
+            'body_pos', 'dof_M0', 'dof_invweight0', 'body_invweight0', 'geom_friction')]
+    first = constants(5)
+    for seed in range(6, 12):
+        assert not np.array_equal(constants(seed)[0], first[0])
+        for now, then in zip(constants(5), first):
+            np.testing.assert_array_equal(now, then)
+
+
 @pytest.fixture
 def sim():
     model = mujoco.MjModel.from_xml_string(MODEL)
