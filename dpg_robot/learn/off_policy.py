@@ -147,7 +147,7 @@ class OffPolicy:
                 'optimizer': self.learner.optimizer.state_dict(),
                 'replay': self.replay.state_dict(), 'updates': self.updates,
                 'updates_due': self.updates_due, 'rng': self.rng.bit_generator.state,
-                'metrics': {key: float(value) for key, value in self._metrics.items()}}
+                'metrics': dict(self._metrics)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
