@@ -277,9 +277,13 @@ def _demo(options):
 
 
 def _bench_gradient(options):
-    from dpg_robot.bench.gradient import bench_gradient, GradientBench, sweep_gradient
+    from dpg_robot.bench.gradient import (
+        bench_gradient,
+        GradientBench,
+        load_measured,
+        sweep_gradient,
+    )
     from dpg_robot.bench.report import draw, table
-    from dpg_robot.experiment import load_config
     from dpg_robot.learn.fit import fit_gradient
     bench = GradientBench(tuple(options.estimators), options.transitions, options.seeds,
                           options.states, options.pairs, options.jobs, tuple(options.fractions),
@@ -288,7 +292,7 @@ def _bench_gradient(options):
         key, *values = options.sweep
         result = sweep_gradient(options.config, options.set, key, values, bench, fit_gradient)
     else:
-        result = bench_gradient(load_config(options.config, options.set), bench, fit_gradient)
+        result = bench_gradient(load_measured(options.config, options.set), bench, fit_gradient)
     result = {'command': options.command, **result}
     name = '_'.join(['gradient', result['task'], *(options.sweep or [])[:1]])
     path = options.output or Path('benchmarks/results') / f'{name}.json'

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 import multiprocessing
 import os
 from pathlib import Path
@@ -48,7 +48,8 @@ from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
 import dpg_robot.learn
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
-from dpg_robot.learn.fit import SETTINGS
+from dpg_robot.learn.fit import REPLACED, SETTINGS
+from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.sim.world import make_world
 
 FRACTIONS = (4, 2, 1)
@@ -80,6 +81,24 @@ class GradientBench:
     run_dir: Path = Path('runs/bench')
 
 
+def load_measured(task: str | Path, overrides: list[str] = ()) -> ExperimentConfig:
+    """Read the YAML of an experiment to measure; see :func:`~dpg_robot.experiment.load_config`.
+
+    :raises SpecError: also if an override would do nothing: of the learner, only what the
+        estimators are fitted with counts, and what the critic that collects learns with.
+    """
+    counts = {field.name for field in fields(GradientConfig)}.difference(REPLACED) \
+        .union(CRITIC_FIELDS)
+    for override in overrides:
+        key = override.partition('=')[0]
+        section, _, setting = key.rpartition('.')
+        if key == 'estimator' or section == 'on_policy' or (
+                section == 'learner' and setting not in counts):
+            raise SpecError('an override of the learner must be among what is measured, '
+                            f'{", ".join(sorted(counts))}, got {override}')
+    return load_config(task, overrides)
+
+
 def bench_gradient(config: ExperimentConfig, bench: GradientBench, fit: Fit) -> dict[str, Any]:
     """Measure estimators on several numbers of the newest transitions.
 
@@ -107,7 +126,7 @@ def sweep_gradient(task: str, overrides: list[str], key: str, values: list[str],
     if key not in SWEEPS or not values:
         raise SpecError(f'a sweep must be {" or ".join(SWEEPS)} and its values, '
                         f'got {" ".join([key, *values])}')
-    configs = [load_config(task, [*overrides, f'{SWEEPS[key]}={value}']) for value in values]
+    configs = [load_measured(task, [*overrides, f'{SWEEPS[key]}={value}']) for value in values]
     counts = (bench.transitions,)
     results = _measure([(config, bench, seed, counts, fit) for config in configs
                         for seed in range(bench.seeds)], bench.jobs)

@@ -45,6 +45,7 @@ NUM_DRAWS = 10  # of denoising noise, to average over
 # What a fit has in place of the learner's settings.
 SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics': NUM_CRITICS,
             'num_gradients': NUM_GRADIENTS, 'weight_decay': WEIGHT_DECAY}
+REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_weight_decay')
 
 
 def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, policy, value,

@@ -85,6 +85,9 @@ class LearnerConfig(GradientConfig):
         if self.route == 'inverted' and self.estimator == 'reinforce':
             raise SpecError(f'{name}.route must be amortised for the estimator reinforce, right '
                             f'only on average over actions, got {self.route}')
+        if self.soft_value and self.temperature == 0:
+            raise SpecError(f'{name}.temperature must be greater than 0 for soft_value, whose T '
+                            f'it is, got {self.temperature}')
         if self.soft_value and self.value_samples < 2:
             raise SpecError(f'{name}.value_samples must be at least 2 for soft_value, which is '
                             f'the plain value of one sample, got {self.value_samples}')
@@ -207,7 +210,7 @@ class Learner(nn.Module):
                 advantages = self.action_gradient.advantages(normal, action)
                 soft.append(advantages.min(0).values - temperature * log_prob)
             soft = torch.stack(soft)
-            if self.config.soft_value and self.config.temperature > 0:
+            if self.config.soft_value:
                 # int exp(Q / T) da = E_pi[exp(Q / T - log pi)]
                 mean = temperature * (torch.logsumexp(soft / temperature, 0)
                                       - math.log(len(soft)))

@@ -23,7 +23,12 @@ from analytic import linear_fit, refuse_to_fit
 import pytest
 import torch
 
-from dpg_robot.bench.gradient import bench_gradient, GradientBench, sweep_gradient
+from dpg_robot.bench.gradient import (
+    bench_gradient,
+    GradientBench,
+    load_measured,
+    sweep_gradient,
+)
 from dpg_robot.bench.report import draw, table
 from dpg_robot.cli import main
 from dpg_robot.contract.strict import SpecError
@@ -130,6 +135,22 @@ def test_a_sweep_of_dead_actuators(tmp_path):
 def test_a_wrong_sweep_is_refused(tmp_path, key, values, message):
     with pytest.raises(SpecError, match=message):
         sweep_gradient('reacher', [], key, values, bench(tmp_path), linear_fit)
+
+
+@pytest.mark.parametrize('override', [
+    'learner.num_critics=4', 'learner.gradient_weight_decay=0.1', 'learner.drift=0.1',
+    'estimator=critic', 'on_policy.sigma=0.3'])
+def test_an_override_that_changes_nothing_is_refused(tmp_path, override):
+    with pytest.raises(SpecError, match=f'among what is measured, .*, sigma, .*got {override}'):
+        load_measured('reacher', [override])
+    with pytest.raises(SpecError, match='among what is measured'):
+        sweep_gradient('reacher', [override], 'noise', ['0.1'], bench(tmp_path), linear_fit)
+
+
+@pytest.mark.parametrize('override', [
+    'learner.sigma=0.31', 'learner.target_rate=0.01', 'world.noise.actuator=0.3'])
+def test_an_override_of_what_is_measured_counts(override):
+    assert load_measured('reacher', [override]) != load_measured('reacher')
 
 
 def test_the_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys):

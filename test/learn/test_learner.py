@@ -31,7 +31,7 @@ NAMES = tuple(ESTIMATORS)
 # What else changes which networks and buffers there are.
 VARIANTS = [(name, {}) for name in NAMES] + [
     ('doubly_robust', {'lean_on': 'both', 'baseline': 'model', 'drift': 0.1, 'sigma_ratio': 2.0}),
-    ('critic', {'soft_value': True, 'value_samples': 3})]
+    ('critic', {'soft_value': True, 'value_samples': 3, 'temperature': 0.1})]
 
 
 def make_learner(estimator='doubly_robust', obs_dim=2, action_dim=1, seed=0, **changes):
@@ -130,10 +130,9 @@ def test_value_against_the_closed_form_of_a_quadratic(soft, mean, std):
 
 
 def test_value_without_temperature_is_the_mean_of_q():
-    for soft in (True, False):
-        learner = make_learner('critic', temperature=0.0, soft_value=soft, value_samples=50)
-        goal = value_goal(learner, lambda obs, action: torch.full((2, len(obs)), -0.3), 0.5)
-        assert goal == pytest.approx(0.2)
+    learner = make_learner('critic', temperature=0.0, value_samples=50)
+    goal = value_goal(learner, lambda obs, action: torch.full((2, len(obs)), -0.3), 0.5)
+    assert goal == pytest.approx(0.2)
 
 
 def test_soft_optimum_of_a_quadratic_reward():
@@ -239,7 +238,8 @@ def test_drift_slows_the_policy(random_batch):
 def test_an_update_without_report_is_the_same_update(random_batch, estimator, changes):
     batch, learners = random_batch(32)._replace(log_prob=-torch.rand(32)), []
     for report in (True, False):
-        learner = make_learner(estimator, temperature=0.1, target_entropy=-1.0, **changes)
+        learner = make_learner(
+            estimator, **{'temperature': 0.1, 'target_entropy': -1.0} | changes)
         torch.manual_seed(1)
         for _ in range(3):
             assert bool(learner.update(batch, report)) is report
@@ -299,7 +299,8 @@ def test_narrow_products_change_an_update_a_little(random_batch, estimator):
 @pytest.mark.parametrize('estimator, changes', VARIANTS)
 def test_update_does_not_change_the_batch_and_reports_finite_scalars(
         random_batch, estimator, changes):
-    learner = make_learner(estimator, temperature=0.1, target_entropy=-1.0, **changes)
+    learner = make_learner(
+        estimator, **{'temperature': 0.1, 'target_entropy': -1.0} | changes)
     batch = random_batch(32)
     before = [x.clone() for x in batch[:6]]
     for _ in range(3):
@@ -393,6 +394,8 @@ def test_saved_state_resumes_to_the_bit(random_batch, estimator, changes):
     ({'num_critics': 11}, r'num_critics must be at most 10, got 11'),
     ({'precision': 'half'}, 'precision must be one of auto, float32, bfloat16; got'),
     ({'soft_value': True}, 'value_samples must be at least 2 for soft_value, .*, got 1'),
+    ({'soft_value': True, 'value_samples': 9, 'temperature': 0},
+     'temperature must be greater than 0 for soft_value, .*, got 0'),
     ({'hidden': [64, 0]}, r'hidden\[1\] must be at least 1, got 0')])
 def test_bad_settings_are_named(data, message):
     with pytest.raises(SpecError, match='learner.' + message):
