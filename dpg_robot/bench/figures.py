@@ -60,6 +60,18 @@ def _cosine(answers, truth):
     return F.cosine_similarity(answers, truth.expand_as(answers), dim=-1).mean(1).tolist()
 
 
+def add_gains(figures: dict[str, dict[str, Any]], over: str = 'critic') -> None:
+    """Add ``cosine_gain``, how much better a cosine is than that of another, replica by replica.
+
+    Seeds differ by more than estimators do; their differences within a seed tell more.
+
+    :param figures: of each estimator, from :func:`compare`; none gains if ``over`` is missing.
+    """
+    for name in figures.keys() - {over} if over in figures else ():
+        figures[name]['cosine_gain'] = [
+            own - other for own, other in zip(figures[name]['cosine'], figures[over]['cosine'])]
+
+
 def describe_truth(truth: Truth) -> dict[str, float]:
     """Return the mean norms of a true gradient and of its error, and the cosine of two halves."""
     gradient, error = truth.gradient, truth.error

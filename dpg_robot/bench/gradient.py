@@ -42,7 +42,7 @@ from dpg_robot.bench.collect import (
     CRITIC_FIELDS,
     NUM_REPLICAS,
 )
-from dpg_robot.bench.figures import compare, describe_truth, summarise
+from dpg_robot.bench.figures import add_gains, compare, describe_truth, summarise
 from dpg_robot.bench.truth import measure_truth, Truth
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
@@ -207,6 +207,7 @@ def measure_seed(config: ExperimentConfig, bench: GradientBench, seed: int,
             name: compare(torch.stack([answer[name] for answer in answers]), truth.gradient,
                           num_live)
             for name in bench.estimators}
+        add_gains(figures[count])
     return {'truth': describe_truth(truth), 'figures': figures}
 
 

@@ -25,7 +25,7 @@ matplotlib.use('Agg')  # noqa: E402  no screen is needed
 from matplotlib import pyplot as plt
 import numpy as np
 
-COLUMNS = ('cosine', 'cosine_live', 'norm_ratio', 'slope', 'bias2', 'variance')
+COLUMNS = ('cosine', 'cosine_gain', 'cosine_live', 'norm_ratio', 'slope', 'bias2', 'variance')
 LABELS = {'noise': 'actuator noise, fraction of full scale', 'dead_actuators': 'dead actuators',
           'transitions': 'transitions', 'cosine': 'cosine to the true gradient',
           'cosine_live': 'cosine, live actuators', 'norm_ratio': 'norm, fraction of the true one'}

@@ -23,7 +23,14 @@ import pytest
 from small_training import TINY, tiny_config
 import torch
 
-from dpg_robot.bench.figures import compare, describe_truth, interval, student_t, summarise
+from dpg_robot.bench.figures import (
+    add_gains,
+    compare,
+    describe_truth,
+    interval,
+    student_t,
+    summarise,
+)
 from dpg_robot.bench.truth import Truth
 
 TRUTH = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
@@ -51,6 +58,16 @@ def test_a_zero_answer_has_no_direction():
     figures = compare(torch.zeros(2, 2, 2), TRUTH, 2)
     assert figures['cosine'] == [0.0, 0.0]
     assert figures['bias2'] == pytest.approx(1.0)
+
+
+def test_gains_are_of_the_same_replica():
+    figures = {'critic': {'cosine': [0.5, 0.9]}, 'denoising': {'cosine': [0.6, 0.8]}}
+    add_gains(figures)
+    assert figures['denoising']['cosine_gain'] == pytest.approx([0.1, -0.1])
+    assert figures['critic'] == {'cosine': [0.5, 0.9]}
+    alone = {'denoising': {'cosine': [0.6, 0.8]}}
+    add_gains(alone)
+    assert alone == {'denoising': {'cosine': [0.6, 0.8]}}
 
 
 def test_bias_and_variance_are_told_apart():
