@@ -23,6 +23,7 @@ pip brings for them, in the versions of requirements/; where this package is not
 folder in PYTHONPATH. In this order, each in a process of its own, so that what fails there
 leaves the others alone, and every figure is written as soon as it is known:
 
+- ``kernels``: seconds that the kernels of each task take to compile, all tasks at once;
 - ``parity``: the tests that only a GPU can run, if pytest is there;
 - ``throughput``: as ``dpg-robot bench throughput``, beside mujoco_warp's own loop, and then with
   learning; from 16,384 worlds on with rollouts of four steps, since a round of more would take
@@ -36,17 +37,18 @@ leaves the others alone, and every figure is written as soon as it is known:
   themselves).
 
 Where updates cannot be recorded as CUDA graphs, a section is run again without.
-``--only SECTION`` adds one to the file. The first step of a task compiles its kernels, for up to
-a minute, which is in no figure but ``warm_up_s``.
+``--only SECTION`` adds one to the file.
 """
 
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 import contextlib
 from importlib.util import find_spec
 import itertools
 import json
+import multiprocessing
 import os
 from pathlib import Path
 import subprocess
@@ -55,19 +57,28 @@ import tempfile
 import time
 import traceback
 
+import torch
+
 from dpg_robot.bench.throughput import (
     bench_throughput,
+    give_back_memory,
     machine,
     TASKS,
     ThroughputBench,
 )
 from dpg_robot.bench.waits import warm_up, watched
-from dpg_robot.experiment import commit, load_config, open_trainer, versions
+from dpg_robot.experiment import (
+    commit,
+    load_config,
+    make_training_worlds,
+    open_trainer,
+    versions,
+)
 from dpg_robot.learn.checkpoint import write_atomic
 
 RESULTS = Path(__file__).parent / 'results'
 # Of the time that is left, so much for each.
-SHARES = {'parity': 0.15, 'throughput': 0.4, 'fetch_reach': 0.35, 'hand_reach': 0.7,
+SHARES = {'kernels': 0.3, 'parity': 0.2, 'throughput': 0.4, 'fetch_reach': 0.35, 'hand_reach': 0.7,
           'off_policy_waits': 0.5, 'on_policy_waits': 1.0}
 LAST_WORDS_S = 20.0  # to end what is going on when the time of a section is up
 SLOWEST = 'doubly_robust'
@@ -75,7 +86,7 @@ ESTIMATORS = (SLOWEST, 'denoising', 'critic', 'reinforce')
 SIZES = (1024, 4096, 16384, 32768)
 LARGE = 16384
 WANTED_SUCCESS = 0.95
-TESTS = ('sim/test_warp_world.py::test_a_gpu_does_what_the_cpu_device_does',
+TESTS = ('sim/test_warp_world.py::test_two_control_periods_are_those_of_mujoco[cuda]',
          'learn/test_device.py::test_a_recorded_update_is_the_update')
 NO_GRAPHS = 'trainer.cuda_graphs=false'
 REFUSED_GRAPHS = 'trainer.cuda_graphs must be false'
@@ -131,6 +142,16 @@ class Gpu:
             self.went_well = False
             tell_failure(traceback.format_exc())
             traceback.print_exc()
+
+    def kernels(self):
+        """Compile the kernels of all tasks; what comes later finds them in warp's cache."""
+        names = ['reacher'] if self.quick else [
+            name.removesuffix('_gpu') for name in TASKS[self.device]]
+        spawn = multiprocessing.get_context('spawn')  # CUDA does not survive a fork
+        with ProcessPoolExecutor(len(names), spawn) as pool:
+            found = {name: pool.submit(compile_physics, self.config(name)) for name in names}
+            for name, future in found.items():
+                self.add(**{name: future.result()})
 
     def parity(self):
         """Run the tests that a machine without a GPU skips."""
@@ -206,9 +227,20 @@ class Gpu:
 @contextlib.contextmanager
 def opened(config):
     """Open a training in a folder of its own, and clean up behind it."""
+    give_back_memory(config.trainer.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(
             open_trainer(config, Path(folder), resume=False)) as trainer:
         yield trainer
+
+
+def compile_physics(config):
+    """Take a step of all worlds, for nothing but its kernels; return the seconds."""
+    started = time.monotonic()
+    with contextlib.closing(make_training_worlds(config)) as worlds:
+        worlds.reset(seed=0)
+        shape = worlds.num_envs, *worlds.single_action_space.shape
+        worlds.step(torch.zeros(shape, device=worlds.device))
+    return time.monotonic() - started
 
 
 def compile_kernels(config):

@@ -29,6 +29,7 @@ import time
 from typing import Any
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.memory import is_out_of_memory
 
 # On a GPU the settings are those for many worlds.
 TASKS = {'cpu': ['half_cheetah', 'fetch_reach', 'hand_reach'],
@@ -151,15 +152,14 @@ def _measure(config, bench, ends):
     except SpecError as error:  # not for this device, or too large
         row['refused'] = str(error).partition('\n')[0]
     except Exception as error:  # the other rows are worth having
-        # Neither torch nor warp has one class for too little memory.
-        is_full = 'alloc' in str(error) or 'out of memory' in str(error)
-        row['refused' if is_full else 'failed'] = \
+        row['refused' if is_out_of_memory(error) else 'failed'] = \
             f'{type(error).__name__}: {error}'.partition('\n')[0]
     return row
 
 
 def _simulate(config, seconds):
     from dpg_robot.experiment import make_training_worlds
+    give_back_memory(config.trainer.device)
     worlds = make_training_worlds(config)
     try:
         worlds.reset(seed=0)
@@ -225,9 +225,7 @@ def _opened(config) -> Iterator[tuple]:
     from dpg_robot.experiment import hindsight_goals, make_training_worlds
     from dpg_robot.learn.trainer import Trainer
     from dpg_robot.sim.world import make_vector
-    if config.trainer.device == 'cuda':
-        from dpg_robot.bench.warp_loop import trim_graph_memory
-        trim_graph_memory()
+    give_back_memory(config.trainer.device)
     before = _memory(config.trainer.device)
     with tempfile.TemporaryDirectory() as folder:
         # Nothing is evaluated: one world tells the sizes.
@@ -237,6 +235,13 @@ def _opened(config) -> Iterator[tuple]:
             yield trainer, lambda: _memory(config.trainer.device) - before
         finally:
             trainer.close()
+
+
+def give_back_memory(device: str) -> None:
+    """Let go, on a GPU, of what earlier worlds and trainings took."""
+    if device == 'cuda':
+        from dpg_robot.bench.warp_loop import trim_graph_memory
+        trim_graph_memory()
 
 
 def rate(function: Callable[[], Any], seconds: float,

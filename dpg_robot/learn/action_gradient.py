@@ -46,10 +46,8 @@ NETWORKS = ('denoiser', 'model', 'critic', 'gradient')
 MOMENT_RATE = 0.01
 SCALE_RATE = 0.001
 NUM_DISTURBANCES = 8
-# While learning, one in so many transitions tells how far to lean, an average of about a hundred
-# batches.
-LEAN_EVERY = 4
-# The certainty of each action element rests on so many new transitions, and rounds of all worlds.
+# Shares, and the certainty of each action element, rest on so many new transitions, and rounds of
+# all worlds.
 UNSEEN_MEMORY, UNSEEN_ROUNDS = 2000, 20
 
 
@@ -110,6 +108,7 @@ class ActionGradient(nn.Module):
             # The amortised gradient itself is the last of the guides.
             num_guides = len(self.guides) + 1
             self.register_buffer('moments', torch.zeros(num_guides, num_guides + 1))
+            self.register_buffer('num_followed', torch.tensor(0.0))
 
     def _guides(self):
         if self.estimator.leans:
@@ -143,12 +142,21 @@ class ActionGradient(nn.Module):
         return self.best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
-        """Let what only new transitions can tell follow them, each seen once."""
+        """Let what only new transitions can tell follow them, each seen once.
+
+        On what it was fitted to, a critic explains more than elsewhere, and would get too much of
+        a share.
+        """
         self.outcome_norm.update(change_and_reward(batch))
+        if not self.on_disturbance:
+            return
+        denoised, sample, own = self._each(batch)
+        memory = max(UNSEEN_MEMORY, UNSEEN_ROUNDS * len(own))
         if self.weighs_action:
-            with torch.no_grad():
-                power = self._denoise(batch, self.norm(batch.obs)).power
-            self.denoiser.follow_unseen(power, max(UNSEEN_MEMORY, UNSEEN_ROUNDS * len(power)))
+            self.denoiser.follow_unseen(denoised.power, memory)
+        count = len(own) * (self.scale > 0)  # before the first update nothing has been learned
+        self.num_followed.add_(count).clamp_(max=memory)
+        self.follow(sample, own, count / self.num_followed.clamp(min=1.0))
 
     def target(self, batch: Batch) -> torch.Tensor:
         """Return y = r + gamma (1 - terminated) V(s'), rewards scaled, shape (B,)."""
@@ -190,16 +198,19 @@ class ActionGradient(nn.Module):
         if 'critic' in wanted:
             losses['critic'] = self._critic_loss(obs, batch, denoised, target, metrics)
         if self.gradient is not None and 'gradient' in wanted:
-            # A regression on the disturbance needs guides for nothing but how far to lean on them.
-            few = self.on_disturbance and self.training
-            rows = -(-len(action) // LEAN_EVERY) if few else None
-            sample = self._sample(batch, obs, action, target, denoised, rows)
+            # A regression on the disturbance needs no guides.
+            guided = report or not self.on_disturbance
+            sample = self._sample(batch, obs, action, target, denoised, guided)
             losses['gradient'] = self._gradient_loss(obs, action, sample, metrics)
         return {name: loss for name, loss in losses.items() if name in wanted}, metrics or {}
 
-    @torch.no_grad()
     def per_sample(self, batch: Batch) -> tuple[Sample, torch.Tensor]:
         """Return what the estimators use of each transition, and the amortised gradient there."""
+        _, sample, own = self._each(batch)
+        return sample._replace(lean=self.lean), own
+
+    @torch.no_grad()
+    def _each(self, batch):
         obs = self.norm(batch.obs)
         target = self._in_units(self.target(batch) - self._value(obs))
         denoised, action = None, batch.action
@@ -207,8 +218,7 @@ class ActionGradient(nn.Module):
             denoised = self._denoise(batch, obs, target)
             action = denoised.action
         sample = self._sample(batch, obs, action, target, denoised)
-        own = self._amortised(obs, action).mean(0)
-        return sample._replace(lean=self.lean), own
+        return denoised, sample, self._amortised(obs, action).mean(0)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return g(s, a), shape (B, action_dim), per unit of normalised action, detached."""
@@ -294,14 +304,13 @@ class ActionGradient(nn.Module):
             self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
 
     @torch.no_grad()
-    def _sample(self, batch, obs, action, target, denoised, rows=None):
-        """Collect what the estimators use, with guides for the first ``rows``; None: for all."""
-        name = self.config.estimator
-        critic_slope, q = self._critic_slope(obs, action, rows) if 'critic' in self.guides else \
+    def _sample(self, batch, obs, action, target, denoised, guided=True):
+        """Collect what the estimators use, without guides if not ``guided``."""
+        name, guides = self.config.estimator, self.guides if guided else ()
+        critic_slope, q = self._critic_slope(obs, action) if 'critic' in guides else \
             (None, self._advantages(obs, action))
         guides = [critic_slope if guide == 'critic' else
-                  self._model_slope(batch.obs[:rows], obs[:rows], action[:rows])
-                  for guide in self.guides]
+                  self._model_slope(batch.obs, obs, action) for guide in guides]
         guides = torch.stack(guides) if guides else action.new_zeros(0, *action.shape)
         if name == 'discriminative':
             score = disturbance = self.model.score(
@@ -316,10 +325,11 @@ class ActionGradient(nn.Module):
         lean = advantage.new_ones(len(self.guides))
         return Sample(advantage, score, guides, disturbance, lean)
 
-    def follow(self, sample: Sample, own: torch.Tensor, rate: float = MOMENT_RATE) -> None:
-        """Let the shares follow a batch.
+    def follow(self, sample: Sample, own: torch.Tensor, rate: float | torch.Tensor) -> None:
+        """Let the shares follow a batch that nothing was fitted to.
 
         :param own: the amortised gradient there, shape (B, action_dim).
+        :param rate: weight of the batch in the running averages.
         """
         guides = torch.cat([sample.guides, own[None]])
         self.moments.lerp_(lean_moments(sample._replace(guides=guides),
@@ -337,16 +347,10 @@ class ActionGradient(nn.Module):
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action)
-        rows = sample.guides.shape[1]
-        own = guess.detach().mean(0)[:rows]
-        guided = sample._replace(advantage=sample.advantage[:rows], score=sample.score[:rows],
-                                 disturbance=sample.disturbance[:rows])
         if metrics is not None:
-            metrics |= self._describe_gradient(own, guided)
+            metrics |= self._describe_gradient(guess.detach().mean(0), sample)
         if not self.on_disturbance:
             return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
-        if self.training:
-            self.follow(guided, own)
         return regression_error(guess, sample).square().mean(1).sum()
 
     @torch.no_grad()
@@ -373,10 +377,9 @@ class ActionGradient(nn.Module):
         # network answers for each in units in which all disturbances are as large.
         return gradient * self.denoiser.sensitivity if self.on_disturbance else gradient
 
-    def _critic_slope(self, obs, action, rows=None):
-        """Return the critics' mean gradient, (rows, action_dim), and each critic, (n, B)."""
-        q, slope = self.critic.slope(
-            torch.cat([obs, self._weighed(action)], -1), self.action_dim, rows)
+    def _critic_slope(self, obs, action):
+        """Return the critics' mean gradient, (B, action_dim), and each critic, (n, B)."""
+        q, slope = self.critic.slope(torch.cat([obs, self._weighed(action)], -1), self.action_dim)
         return self._weighed(slope), q  # by the chain rule
 
     def _model_slope(self, physical, obs, action):

@@ -100,6 +100,8 @@ class Captured:
             try:
                 with uncollected():
                     self._graphs[key] = self._record(tensors)
+            except torch.OutOfMemoryError:  # a RuntimeError, but no fault of recording
+                raise
             except RuntimeError as error:
                 # No going on without: torch leaves stream and generator as they are in recording,
                 # and what it says last is only that the recording cannot be ended.

@@ -65,23 +65,20 @@ class EnsembleMLP(nn.Module):
         return self._layers(x, self._factors)[-1]
 
     @torch.no_grad()
-    def slope(self, x: torch.Tensor, count: int, rows: int | None = None
-              ) -> tuple[torch.Tensor, torch.Tensor]:
+    def slope(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluate members that have one output each, and differentiate their mean.
 
         By hand: neither a graph nor the gradient of any parameter is made on the way.
 
         :param x: inputs, shape (B, in_dim).
         :param count: the gradient is with respect to so many of the inputs, the last ones.
-        :param rows: of so many of the B, the first ones; None: of all.
-        :return: outputs, shape (num_members, B), and the gradient, shape (rows, count).
+        :return: outputs, shape (num_members, B), and the gradient, shape (B, count).
         """
         weights = self._factors
         layers = self._layers(x, weights)
-        rows = len(x) if rows is None else rows
         gradient = weights[-1].transpose(1, 2) / len(weights[-1])
         for i in reversed(range(len(weights) - 1)):
-            h = layers[i + 1][:, :rows]
+            h = layers[i + 1]
             gradient = torch.ops.aten.threshold_backward(gradient.expand_as(h), h, 0)  # of relu
             if i:
                 factor = weights[i].transpose(1, 2)
@@ -89,7 +86,7 @@ class EnsembleMLP(nn.Module):
             else:  # this way round, since few columns may take thrice as long as few rows
                 wanted = weights[0][:, -count:]
                 gradient = torch.bmm(wanted, gradient.transpose(1, 2)).transpose(1, 2)
-        return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(rows, count)
+        return layers[-1][..., 0], gradient.sum(0)[:, -count:].expand(len(x), count)
 
     @property
     def _factors(self):

@@ -27,15 +27,13 @@ def sample_gradient(source: ActionGradient, batch: Batch) -> torch.Tensor:
     """Return each transition's own estimate of g(s, a), shape (B, action_dim), detached.
 
     With a denoiser it is noisy, and right on average over outcomes; otherwise the learned function
-    at the replayed action. Moments follow; they weigh the guides alone, without amortisation.
+    at the replayed action.
     """
     if source.estimator.correction is None:
         return source(batch.obs, batch.action)
     sample, _ = source.per_sample(batch)
     estimate = source.estimator.correction(sample)
     if source.estimator.leans:
-        if source.training:
-            source.follow(sample, torch.zeros_like(estimate))
         estimate = estimate + torch.tensordot(sample.lean, sample.guides, 1)
     return source.scale * estimate.detach()
 

@@ -195,6 +195,7 @@ def test_all_that_is_run_on_a_gpu_runs_here_in_small(script, tmp_path):
         assert {place.partition(' in ')[2] for place in figures['where']} <= {
             'aten::_fused_adamw_', 'aten::linalg_lu_solve', 'aten::std', 'aten::var'}
         assert figures['rounds_per_second'] > 0 and figures['behind_the_host_s'] >= 0
+    assert list(result['kernels']) == ['reacher'] and result['kernels']['reacher'] > 0
     row, = result['throughput']['rows']
     assert row['training_costs'] == pytest.approx(
         1 - row['with_training'] / row['steps_per_second'])
@@ -243,12 +244,13 @@ def test_what_cannot_be_recorded_is_run_without_graphs(script, tmp_path, monkeyp
     monkeypatch.setattr(script, 'run_apart', run_apart)
     assert script.main(['--output', str(path), '--set', 'trainer.seed=2']) == 1
     seed = ('trainer.seed=2',)
-    assert asked[:4] == [('parity', seed), ('throughput', seed), ('fetch_reach', seed),
+    assert asked[:5] == [('kernels', seed), ('parity', seed), ('throughput', seed),
+                         ('fetch_reach', seed),
                          ('fetch_reach', (*seed, 'trainer.cuda_graphs=false'))]
     result = json.loads(path.read_text())
     assert result['fetch_reach']['train_s'] == 9.0
     assert script.REFUSED_GRAPHS in result['fetch_reach']['recorded']['failed']
-    assert result['hand_reach'] == {'train_s': 9.0} and len(asked) == 7
+    assert result['hand_reach'] == {'train_s': 9.0} and len(asked) == 8
 
 
 def test_a_section_that_hangs_or_breaks_down_is_told(script, tmp_path, monkeypatch):

@@ -259,7 +259,7 @@ def test_certainty_follows_new_transitions_where_it_counts(
     denoiser.register_forward_hook(lambda module, args, got: seen.append(got.power))
     gradient.observe(batch)
     gradient.observe(batch)
-    assert len(seen) == 2 * weigh_action and not denoiser.training
+    assert len(seen) == 2 and not denoiser.training
     if weigh_action:
         both = torch.cat(seen)
         torch.testing.assert_close(denoiser.unseen_power, both.mean(0))
@@ -454,26 +454,59 @@ def test_calibration_is_the_slope_of_the_advantage_on_what_the_gradient_explains
         signal.square().mean().sqrt().item(), rel=5e-3)
 
 
-def test_moments_of_guides_and_amortised_gradient_follow_slowly(make_gradient, random_batch):
-    gradient, at = make_gradient(lean_on='both', action_dim=2), []
+def test_shares_follow_new_transitions_and_no_others(make_gradient, random_batch):
+    gradient, at = make_gradient(lean_on='both', action_dim=2).eval(), []
+    batches = random_batch(10, action_dim=2), random_batch(30, action_dim=2)
+    gradient.observe(batches[0])  # nothing has been learned yet
+    assert gradient.moments.eq(0).all() and gradient.num_followed == 0
     asked_for(gradient)
     gradient.denoiser.power[1] = 0.04
     samples = spy(gradient)
     gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
     assert gradient.lean.tolist() == [0, 0] and gradient.shares.tolist() == [0, 0, 0]
-    gradient.losses(random_batch(41, action_dim=2))
+    for batch in batches:
+        gradient.observe(batch)
     weight = gradient.denoiser.sensitivity
     assert weight.min() < 0.5
-    first = samples[0]  # guides are those of one in four transitions
-    assert len(first.advantage) == 41 and first.guides.shape == (2, 11, 2)
-    first = first._replace(advantage=first.advantage[:11], disturbance=first.disturbance[:11])
-    own = weight * at[0][:11].detach()
-    together = first._replace(guides=torch.cat([first.guides, own[None]]))
-    torch.testing.assert_close(gradient.moments, 0.01 * lean_moments(together, weight.square()))
+    moments = []
+    for sample, own in zip(samples, at):
+        together = torch.cat([sample.guides, (weight * own.detach())[None]])
+        moments.append(lean_moments(sample._replace(guides=together), weight.square()))
+    followed = 0.25 * moments[0] + 0.75 * moments[1]  # each transition as much as another
+    torch.testing.assert_close(gradient.moments, followed)
     assert (gradient.shares >= 0).all() and (gradient.shares > 0).any()
     # The correction of one sample leans on the guides alone.
     torch.testing.assert_close(
-        gradient.lean, best_lean(0.01 * lean_moments(first, weight.square())))
+        gradient.lean, best_lean(torch.cat([followed[:2, :2], followed[:2, 3:]], 1)))
+    # What is learned from is not new.
+    gradient.train().losses(batch)
+    torch.testing.assert_close(gradient.moments, followed)
+    assert gradient.num_followed == 40
+
+
+def test_guides_are_collected_where_someone_asks(make_gradient, random_batch):
+    gradient = make_gradient()
+    for report in (True, False):
+        samples = spy(gradient)
+        gradient.losses(random_batch(10), report=report)
+        assert samples[0].guides.shape == (report, 10, 1)
+
+
+@pytest.mark.parametrize('count, memory', [
+    (3, UNSEEN_MEMORY), (UNSEEN_MEMORY, UNSEEN_ROUNDS * UNSEEN_MEMORY)])
+def test_shares_forget_old_transitions(make_gradient, random_batch, count, memory):
+    gradient = make_gradient('denoising').eval()
+    asked_for(gradient)
+    gradient.moments.fill_(1.0)
+    gradient.num_followed.fill_(memory)
+    samples = spy(gradient)
+    gradient.gradient.register_forward_hook(lambda module, args, got: samples.append(got.mean(0)))
+    gradient.observe(random_batch(count))
+    sample, own = samples
+    now = lean_moments(sample._replace(guides=own.detach()[None]),
+                       gradient.denoiser.sensitivity.square())
+    torch.testing.assert_close(gradient.moments, 1 + (now - 1) * count / memory)
+    assert gradient.num_followed == memory
 
 
 @pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'reinforce'])

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from dpg_robot.learn.estimators import ESTIMATORS
+from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch
 
 NUM_STEPS, BATCH_SIZE = 600, 256
@@ -40,11 +41,13 @@ class Task:
 
     def train(self, gradient, num_steps):
         """Learn and return the last metrics."""
-        gradient.observe(self.draw(4096))
+        gradient.outcome_norm.update(change_and_reward(self.draw(4096)))
         optimizer = torch.optim.AdamW(gradient.parameter_groups(), weight_decay=0.0, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         for _ in range(num_steps):
-            losses, metrics = gradient.losses(self.draw(BATCH_SIZE))
+            batch = self.draw(BATCH_SIZE)
+            gradient.eval().observe(batch)
+            losses, metrics = gradient.train().losses(batch)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()

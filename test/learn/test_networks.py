@@ -71,15 +71,6 @@ def test_a_slope_is_the_gradient_of_the_members_mean(hidden, precision):
     assert relative(slope, expected[:, 3:]) < tolerance
 
 
-@pytest.mark.parametrize('hidden', [(), (64, 48)])
-def test_a_slope_may_be_of_the_first_rows_alone(hidden):
-    ensemble, x = EnsembleMLP(7, hidden, 1, num_members=3), torch.randn(50, 7)
-    values, slope = ensemble.slope(x, 4)
-    few_values, few = ensemble.slope(x, 4, 12)
-    assert torch.equal(few_values, values)
-    torch.testing.assert_close(few, slope[:12])
-
-
 def test_the_way_back_of_a_slope_is_narrow_while_training(monkeypatch):
     ensemble, x = EnsembleMLP(7, (64, 48), 1, num_members=3), torch.randn(50, 7)
     set_products(ensemble, 'bfloat16')

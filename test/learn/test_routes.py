@@ -184,8 +184,7 @@ def test_per_sample_estimate_with_a_denoiser_leans_on_its_guide_in_units_of_y():
     batch, source = bandit_batch(learner, 64), learner.action_gradient.train()
     learner.observe(batch)
     source.scale.fill_(1.7)
-    before = torch.tensor([1.0, 0.0, 0.7])
-    source.moments[0] = before
+    source.moments[0] = torch.tensor([1.0, 0.0, 0.7])
     twin = copy.deepcopy(source)
     torch.manual_seed(1)  # the same denoising noise
     found = sample_gradient(source, batch)
@@ -195,11 +194,6 @@ def test_per_sample_estimate_with_a_denoiser_leans_on_its_guide_in_units_of_y():
     explained = (guide * sample.disturbance).sum(-1)
     expected = (sample.advantage - 0.7 * explained)[:, None] * sample.score + 0.7 * guide
     torch.testing.assert_close(found, 1.7 * expected, rtol=5e-3, atol=5e-3)
-    # The moments follow, without an amortised gradient.
-    now = torch.stack([explained.square().mean(), torch.tensor(0.0),
-                       (explained * sample.advantage).mean()])
-    torch.testing.assert_close(source.moments[0], 0.99 * before + 0.01 * now)
-    assert (source.moments[1] == 0).all()
 
 
 def test_inverted_route_fits_no_amortised_gradient():

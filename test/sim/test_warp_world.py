@@ -22,6 +22,8 @@ from types import SimpleNamespace
 from unittest import mock
 
 from device import make_worlds
+import mujoco
+from mujoco_warp._src.types import OverflowType
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,7 @@ from waiting import HostTensors, never_waiting
 import warp
 
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.memory import is_out_of_memory
 from dpg_robot.sim.disturbances import PushConfig, RandomizeConfig, ScaleConfig
 from dpg_robot.sim.noise import NoiseConfig
 from dpg_robot.sim.warp import physics as module
@@ -270,7 +273,7 @@ def test_a_recording_leaves_the_state_and_collects_no_garbage(monkeypatch):
 
     def step():
         seen.append(gc.isenabled())
-        worlds.physics._steps()
+        worlds.physics._one_step()
         assert not torch.equal(worlds.physics.data['qpos'], before['qpos'])
     assert worlds.physics._capture(step) == 'graph'
     assert seen == [True, False] and gc.isenabled()
@@ -291,18 +294,42 @@ def test_warp_that_is_not_installed_is_named(monkeypatch):
         make_device_vector(WorldConfig('half_cheetah'), 1, 'cpu')
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-def test_a_gpu_does_what_the_cpu_device_does():
-    """The graph of a control period is captured, launched twice, and compared."""
-    paths = []
-    for device in ('cpu', 'cuda'):
-        worlds = make_device_vector(WorldConfig('half_cheetah'), 8, device)
-        worlds.reset(seed=0)
-        state = {name: torch.zeros_like(tensor) for name, tensor in worlds.get_state().items()
-                 if name.startswith('physics/')}
-        state['physics/qpos'][:, 1] = torch.linspace(-0.1, 0.3, 8, device=worlds.device)
-        worlds.set_state(worlds.get_state() | state)
-        actions = torch.linspace(-1, 1, 48, device=worlds.device).reshape(8, 6)
-        paths.append([worlds.step(actions)[0].cpu() for _ in range(2)])
-    for cpu, gpu in zip(*paths):
-        np.testing.assert_allclose(gpu, cpu, rtol=0, atol=1e-2)
+@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='needs a GPU'))])
+def test_two_control_periods_are_those_of_mujoco(device):
+    """On a GPU the graph of a physics step is captured, and launched ten times."""
+    worlds = make_device_vector(WorldConfig('half_cheetah'), 8, device)
+    worlds.reset(seed=0)
+    state = {name: torch.zeros_like(tensor) for name, tensor in worlds.get_state().items()
+             if name.startswith('physics/')}
+    heights, commands = np.linspace(-0.1, 0.3, 8), np.linspace(-1, 1, 48).reshape(8, 6)
+    state['physics/qpos'][:, 1] = torch.tensor(heights)
+    worlds.set_state(worlds.get_state() | state)
+    actions = torch.tensor(commands, dtype=torch.float32, device=worlds.device)
+    seen = [worlds.step(actions)[0].cpu().numpy().copy() for _ in range(2)]
+    model = worlds.task.sim.model
+    for world, (height, command) in enumerate(zip(heights, commands)):
+        data = mujoco.MjData(model)
+        data.qpos[1], data.ctrl[:] = height, command
+        for obs in seen:
+            mujoco.mj_step(model, data, worlds.physics.sim_steps)
+            np.testing.assert_allclose(
+                obs[world], [*data.qpos[1:], *data.qvel], rtol=0, atol=1e-2)
+
+
+def test_a_contact_that_is_resolved_less_well_is_no_lack_of_room():
+    physics = make_device_vector(WorldConfig('reacher'), 4, 'cpu').physics
+    flags = physics.view('overflow')
+    flags.copy_(torch.tensor([0, 1 << 8, 1, 1 | 1 << 8]))
+    assert OverflowType.EPA_HORIZON == 1 << 8
+    assert physics.overflow().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize('error, is_it', [
+    (MemoryError(), True),
+    (RuntimeError('Warp CUDA error 2: out of memory'), True),
+    (RuntimeError('Failed to allocate 100 bytes on device cuda:0'), True),
+    (RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling'), True),
+    (RuntimeError('graph contains an unsupported operation (memory allocation)'), False)])
+def test_want_of_memory_is_told_from_other_failures(error, is_it):
+    assert is_out_of_memory(error) is is_it

@@ -29,12 +29,16 @@ import warp
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.garbage import uncollected
+from dpg_robot.memory import is_out_of_memory
 
 # What MuJoCo's state is made of, and what a world that begins anew loses.
 STATE = ('qpos', 'qvel', 'act', 'qacc_warmstart', 'ctrl', 'xfrc_applied', 'mocap_pos',
          'mocap_quat', 'time')
 # Numbers of the model that mujoco_warp keeps in a part of it.
 _ELSEWHERE = {'gravity': 'opt', 'meaninertia': 'stat'}
+# Of the flags of an overflow (mujoco_warp's OverflowType), the one that tells of no lack of room
+# but of one contact that is resolved less well.
+_COARSE_CONTACT = 1 << 8
 
 
 class Physics:
@@ -99,7 +103,12 @@ class Physics:
 
     def step(self) -> None:
         """Advance all worlds by one control period."""
-        self._run('step', self._steps)
+        # One graph of all steps would keep the memory that each of them takes behind its solver's
+        # loop, since what is allocated behind a loop is freed by no graph.
+        for _ in range(self.sim_steps):
+            self.step_once()
+        if self._feels:
+            self._run('forces', self._forces)
 
     def settle(self) -> None:
         """Let positions, orientations and velocities of bodies and sites follow from the state."""
@@ -121,7 +130,7 @@ class Physics:
 
     def overflow(self) -> torch.Tensor:
         """Return in which worlds there was no room for all contacts or constraints, bool."""
-        return self._overflow != 0
+        return (self._overflow & ~_COARSE_CONTACT) != 0
 
     def forget_overflow(self) -> None:
         """Let :meth:`overflow` begin anew."""
@@ -134,11 +143,8 @@ class Physics:
     def _one_step(self):
         mujoco_warp.step(self._model, self._data)
 
-    def _steps(self):
-        for _ in range(self.sim_steps):
-            self._one_step()
-        if self._feels:
-            mujoco_warp.rne_postconstraint(self._model, self._data)
+    def _forces(self):
+        mujoco_warp.rne_postconstraint(self._model, self._data)
 
     def _kinematics(self):
         mujoco_warp.kinematics(self._model, self._data)
@@ -205,7 +211,7 @@ def _room(num_envs: int) -> Iterator[None]:
     except NotImplementedError:  # a RuntimeError as well
         raise
     except (MemoryError, RuntimeError) as error:
-        if 'alloc' not in str(error) and 'out of memory' not in str(error):
+        if not is_out_of_memory(error):
             raise
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # of a device that broke down, warp says the same; torch not
