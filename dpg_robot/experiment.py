@@ -33,7 +33,7 @@ from dpg_robot import __version__
 from dpg_robot.contract.describe import describe
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
-from dpg_robot.contract.strict import dump, load, SpecError
+from dpg_robot.contract.strict import dump, load, load_yaml, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.device import find_device
 from dpg_robot.learn.evaluate import evaluate, Evaluation
@@ -97,7 +97,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     """
     path = task_file(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = load_yaml(path.read_text())
     except OSError as error:
         raise SpecError(f'config file {path} cannot be read: {error.strerror}') from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -146,7 +146,7 @@ def _apply(data, override):
         if not isinstance(data, dict):
             raise SpecError(f'override {key}: {parent} is not a mapping, got {data!r}')
     try:
-        data[last] = yaml.safe_load(value)
+        data[last] = load_yaml(value)
     except yaml.YAMLError as error:
         raise SpecError(f'override {key}: its value must be YAML, got {value!r}: '
                         f'{_one_line(error)}') from error
@@ -216,6 +216,9 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     :return: the spec in the file, and the parity found (fraction of the action range).
     """
     from dpg_robot.export import export_policy  # onnx is not needed for training
+    path = Path(path)
+    if path.suffix != '.onnx' or path.is_dir():
+        raise SpecError(f'a policy must be written to a file that ends in .onnx, got {path}')
     evaluation = trainer.evaluate(episodes) if episodes else None
     world = make_world(config.world)
     spec = world.policy_spec.with_training(TrainingRecord(
@@ -225,11 +228,11 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     observations = trainer.algorithm.recorded(PARITY_OBSERVATIONS).numpy()
     if not len(observations):
         raise SpecError(f'nothing to export in {trainer.run_dir}: no environment step was taken')
-    path = Path(path)
     policy = copy.deepcopy(trainer.learner.policy).cpu()
     parity = export_policy(policy, spec, observations, path)
     card = describe(spec, read_sealed(path)[1])
-    write_atomic(path.with_suffix('.md'), lambda file: file.write(card.encode()))
+    write_atomic(path.with_suffix('.md'), lambda file: file.write(card.encode()),
+                 alone=False)
     return spec, parity
 
 
@@ -267,11 +270,27 @@ def world_of(spec: PolicySpec, overrides: list[str] = ()) -> WorldConfig:
     return load(WorldConfig, data, 'world')
 
 
+def check_world(spec: PolicySpec, world: WorldConfig) -> None:
+    """Check that a world keeps a policy's contract, whatever else differs.
+
+    :raises SpecError: naming what does not.
+    """
+    # Training needs no onnxruntime.
+    from dpg_robot.runtime.model_loader import check_same_contract
+    there = make_world(world).policy_spec
+    try:
+        check_same_contract(spec, PolicySpec.from_json(there.to_json()))
+    except SpecError as error:
+        raise SpecError(f'the world must keep the contract of the policy: {error}') from error
+
+
 def evaluate_model(policy, world: WorldConfig, episodes: int, seed: int = 1_000_000) -> Evaluation:
     """Evaluate an exported policy in process, deterministic (eps = 0).
 
     :param policy: a :class:`dpg_robot.runtime.onnx_policy.OnnxPolicy`.
+    :raises SpecError: if the world gives other observations, or means other commands.
     """
+    check_world(policy.spec, world)
     envs = make_vector(world, EVAL_ENVS)
     try:
         return evaluate(lambda obs: policy.spec.normalised(policy(obs.astype(np.float32))),

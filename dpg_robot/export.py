@@ -73,9 +73,11 @@ class DeployedPolicy(nn.Module):
 
 
 def _reach(spec):
-    """Return the range of each action, upper minus lower limit."""
-    return np.array([high - low for term in spec.action
-                     for low, high in zip(term.lower, term.upper)])
+    """Return the range of each action, or more: what float32 can tell to within the tolerance."""
+    low, high = (np.array([limit for term in spec.action for limit in getattr(term, side)])
+                 for side in ('lower', 'upper'))
+    step = np.spacing(np.maximum(np.abs(low), np.abs(high)).astype(np.float32))
+    return np.maximum(high - low, 2 * step / PARITY_TOLERANCE)
 
 
 def export_policy(policy, spec: PolicySpec, observations: np.ndarray, path: Path) -> float:
@@ -100,7 +102,8 @@ def export_policy(policy, spec: PolicySpec, observations: np.ndarray, path: Path
     data = seal(model.SerializeToString(deterministic=True))
     _require(deployed_parity(policy, data, observations), path)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(path), lambda file: file.write(data))
+    # A trainer_node and the command line may export the same run.
+    write_atomic(Path(path), lambda file: file.write(data), alone=False)
     return difference
 
 
@@ -123,7 +126,8 @@ def deployed_parity(policy, data: bytes, observations: np.ndarray) -> float:
     with torch.no_grad():
         eps = torch.zeros(len(observations), deployed.spec.eps_dim)
         ours = policy(torch.from_numpy(observations), eps).numpy()
-    scale, offset = np.array(deployed.spec.action_scale), np.array(deployed.spec.action_offset)
+    scale, offset = (np.array(each, np.float32) for each in (
+        deployed.spec.action_scale, deployed.spec.action_offset))  # as in the graph
     return float(np.max(np.abs(ours * scale + offset - theirs) / _reach(deployed.spec)))
 
 

@@ -78,7 +78,7 @@ class View:
         :raises SpecError: if the task, an override or the model is wrong, or the model has been
             trained for something else.
         """
-        from dpg_robot.experiment import load_config, world_of
+        from dpg_robot.experiment import check_world, load_config, world_of
         from dpg_robot.sim.noise import NoiseConfig
         from dpg_robot.sim.world import make_world
         config = load_config(self.task, [
@@ -91,6 +91,7 @@ class View:
                 raise SpecError(f'{self.model} must be a policy for {config.task}, got one for '
                                 f'{policy.spec.task}')
             config = world_of(policy.spec, list(self.overrides))
+            check_world(policy.spec, config)
         world = make_world(config if noisy else replace(config, noise=NoiseConfig()), render_mode)
         return world, self._actor(world.policy_spec, policy)
 

@@ -86,6 +86,8 @@ def test_round_trip(tmp_path):
     ('', 'config file PATH must be a mapping, got None'),
     ('- 1', 'config file PATH must be a mapping, got [1]'),
     ('world: [', 'config file PATH must be YAML: while parsing'),
+    ('world:\n  task: reacher\n  noise: {actuator: 0.3}\n  noise: {}\n',
+     'config file PATH must be YAML: the key noise is there twice'),
 ])
 def test_bad_yaml(tmp_path, text, message):
     path = tmp_path / 'bad.yaml'

@@ -146,6 +146,26 @@ def test_export_in_the_middle_changes_no_training(trainer, tmp_path):
     assert_same_parameters(trainer, other)
 
 
+@pytest.mark.parametrize('name', ['model.md', 'model', 'reach_v1.5', 'folder.onnx'])
+def test_a_file_that_is_no_policy_is_refused_before_the_evaluation(trainer, tmp_path, name):
+    (tmp_path / 'folder.onnx').mkdir()
+    (tmp_path / 'model.md').write_text('keep')
+    with pytest.raises(SpecError, match=rf'written to a file that ends in \.onnx, got .*/{name}'):
+        export_run(trainer.run_dir, tmp_path / name, episodes=10**9)
+    assert (tmp_path / 'model.md').read_text() == 'keep'
+
+
+def test_a_joint_that_hardly_moves_has_its_parity(trainer, exported, observations, tmp_path):
+    _, spec, _ = exported
+    term, *rest = spec.action
+    narrow = dataclasses.replace(
+        term, lower=tuple(1.4 for _ in term.lower), upper=tuple(1.401 for _ in term.upper),
+        safe=tuple(1.4 for _ in term.lower))
+    spec = dataclasses.replace(spec, action=(narrow, *rest))
+    assert export_policy(trainer.learner.policy, spec, observations[:50],
+                         tmp_path / 'model.onnx') < PARITY_TOLERANCE
+
+
 def test_nothing_to_export(tmp_path):
     trainer = experiment.open_trainer(CONFIG, tmp_path, resume=False)
     with pytest.raises(SpecError, match='^nothing to export in .*: no environment step'):

@@ -29,7 +29,9 @@ import pytest
 
 from dpg_robot import view as module
 from dpg_robot.contract.strict import SpecError
+from dpg_robot.experiment import check_world, world_of
 from dpg_robot.resources import share_path
+from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.tasks import TASKS
 from dpg_robot.view import _show, task_table, View, view
 
@@ -121,6 +123,20 @@ def test_a_policy_of_another_task_is_refused(pictures, tmp_path):
     with pytest.raises(SpecError, match='m.onnx must be a policy for fetch_reach, got one for '
                                         'reach$'):
         view(View('fetch_reach', model=model), tmp_path / 'a.gif')
+
+
+@pytest.mark.parametrize('change, message', [
+    ('dead_actuators=2', 'the world must keep the contract of the policy: action must have'),
+    ('task=fetch_push', 'the world must keep the contract of the policy: observation must have')])
+def test_a_world_that_is_not_the_policys_is_refused(change, message):
+    spec = OnnxPolicy(share_path('models', 'fetch_reach.onnx')).spec
+    check_world(spec, world_of(spec, ['noise.actuator=0.5']))
+    with pytest.raises(SpecError, match=message):
+        check_world(spec, world_of(spec, [change]))
+    if 'task' not in change:
+        with pytest.raises(SpecError, match=message):
+            View('fetch_reach', (change,), model=share_path('models', 'fetch_reach.onnx')).open(
+                False)
 
 
 def test_a_policy_acts():

@@ -27,17 +27,24 @@ from dpg_robot.contract.strict import SpecError
 CHECKPOINT_VERSION = 8
 
 
-def write_atomic(path: Path, write) -> None:
+def write_atomic(path: Path, write, alone: bool = True) -> None:
     """Replace a file in one step: a reader, or a crash at any instant, sees the old or the new.
 
     :param write: called with the open binary file.
+    :param alone: whether no other process writes the same file meanwhile. Then what a process
+        that was killed leaves behind is overwritten by the next one.
     """
-    temporary = path.with_name(path.name + '.partial')
-    with open(temporary, 'wb') as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    own = '' if alone else f'.{os.getpid()}'
+    temporary = path.with_name(f'{path.name}{own}.partial')
+    try:
+        with open(temporary, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk is not to be filled further
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # the rename itself must survive a power cut
@@ -46,9 +53,17 @@ def write_atomic(path: Path, write) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state atomically."""
+    """Write a training state atomically.
+
+    :raises OSError: if it cannot be written; the file that was there stays.
+    """
     state = {'checkpoint_version': CHECKPOINT_VERSION, **state}
-    write_atomic(path, lambda file: torch.save(state, file))
+    try:
+        write_atomic(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch closes its archive, and hides this
+            raise error.__context__ from None
+        raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ import yaml
 
 from dpg_robot.contract.fields import check_fields, FieldFault, FieldReader
 from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
-from dpg_robot.contract.strict import dump, load, SpecError
+from dpg_robot.contract.strict import dump, load, load_yaml, SpecError
 from dpg_robot.garbage import collect_garbage, quiet_garbage_collector
 from dpg_robot.nodes.common import (
     declare_parameters,
@@ -213,7 +213,7 @@ def _load_world(settings):
     path = task_file(settings['config'] or 'fetch_reach')
     try:
         with open(path) as file:
-            data = yaml.safe_load(file)
+            data = load_yaml(file)
     except (OSError, yaml.YAMLError) as error:
         raise SpecError(f'task file {path} cannot be read: {error}') from error
     if not isinstance(data, dict) or 'world' not in data:

@@ -131,6 +131,8 @@ class TrainerNode(Node):
                 self._train()
             else:
                 self._serve(timeout_s=0.1)
+        while not self._jobs.empty():
+            self._give(self._jobs.get()[1], (False, 'shutting down'))
         self._report()
         flush([self._progress_publisher, self._model_publisher])
 
@@ -173,8 +175,12 @@ class TrainerNode(Node):
             job, answer = self._jobs.get(timeout=timeout_s)
         except queue.Empty:
             return False
-        answer.set_result(self._try(job))
+        self._give(answer, self._try(job))
         return True
+
+    def _give(self, answer, result):
+        answer.set_result(result)
+        self.executor.create_task(lambda: None)  # wakes it, to send the answer
 
     def _try(self, job):
         """Do a job; return whether it succeeded, and one line about it."""

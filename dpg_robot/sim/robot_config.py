@@ -134,7 +134,10 @@ class RobotConfig:
         """
         if not self.joints:
             raise SpecError(f'{name}.joints must name at least one joint, got none')
-        for joint in self.joints:
+        for i, joint in enumerate(self.joints):
+            if joint.isdigit() or not joint or set('[]') & set(joint):
+                raise SpecError(f'{name}.joints[{i}] must be a name without brackets, and no '
+                                f'number, to be found by in a JointState, got {joint!r}')
             if self.joints.count(joint) > 1:
                 raise SpecError(f'{name}.joints must differ, got {joint} twice')
         for key in ('home', 'position_lower', 'position_upper', 'velocity_limit',

@@ -25,7 +25,7 @@ import mujoco
 import numpy as np
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.sim.robot_config import find_model, hash_of, RobotConfig
+from dpg_robot.sim.robot_config import find_model, hash_of, MAX_SPEED, RobotConfig
 
 # What is added to the user's model; a slash keeps it apart from names of the user's own.
 TOOL, GOAL = 'dpg_robot/tool', 'dpg_robot/goal'
@@ -66,6 +66,7 @@ def build_robot(config: RobotConfig) -> RobotModel:
     path = find_model(config.model)
     _check_hash(config, path)
     spec = _parse(path)
+    _compile(spec, path)  # what is wrong with the file itself is told before anything is changed
     joints = [_joint(spec, name, i) for i, name in enumerate(config.joints)]
     _mark_tool(spec, config)
     if config.gravity_compensation:
@@ -187,6 +188,8 @@ def _remove_actuators(spec, joints):
 def _measure(spec, model, config, path):
     """Return places and limits, from the task file or else from the model."""
     num = len(config.joints)
+    if not (config.position_lower and config.position_upper):
+        _check_urdf_range(path, config)
     ids = np.array([model.joint(name).id for name in config.joints])
     limited, motor = model.jnt_limited[ids] == 1, model.jnt_actfrclimited[ids] == 1
     lower = np.where(limited, model.jnt_range[ids, 0], -np.inf)
@@ -196,7 +199,7 @@ def _measure(spec, model, config, path):
     for i in np.flatnonzero((lower >= upper) | (np.isfinite(lower) != np.isfinite(upper))):
         raise SpecError(f'world.robot.position_lower[{i}] must be below position_upper[{i}] '
                         f'({upper[i]:g}), or both left out, got {lower[i]:g}')
-    velocity = per_joint(config.velocity_limit, num, _urdf_velocities(path, config.joints))
+    velocity = per_joint(config.velocity_limit or _urdf_velocities(path, config), num, None)
     torque = per_joint(config.torque_limit, num,
                        np.where(motor, model.jnt_actfrcrange[ids, 1], np.inf))
     needed = {'position': ('velocity_limit', velocity), 'velocity': ('velocity_limit', velocity),
@@ -236,12 +239,37 @@ def _require(config, key, values, got):
                         f'has {got} for joint {config.joints[i]}')
 
 
-def _urdf_velocities(path, joints):
-    # MuJoCo passes over this attribute.
-    found = {joint.get('name'): joint.find('limit').get('velocity')
-             for joint in ElementTree.parse(path).getroot().findall('joint')
-             if joint.find('limit') is not None}
-    return np.array([float(found.get(name) or np.inf) or np.inf for name in joints])
+def _urdf_velocities(path, config):
+    """Return the limits of velocity in a URDF, which MuJoCo passes over; infinity for none."""
+    found = dict.fromkeys(config.joints, np.inf)
+    for joint in ElementTree.parse(path).getroot().findall('joint'):
+        limit, name = joint.find('limit'), joint.get('name')
+        text = None if limit is None else limit.get('velocity')
+        if name not in found or not text:
+            continue
+        try:
+            found[name] = float(text) or np.inf  # 0 stands for one that nobody knows
+        except ValueError:
+            found[name] = np.nan
+        if not (0 < found[name] <= MAX_SPEED or found[name] == np.inf):
+            raise SpecError(f'world.robot.model must give the velocity limit of {name} in rad/s, '
+                            f'at most {MAX_SPEED:g}, or world.robot.velocity_limit must, got '
+                            f'{text}')
+    return tuple(found.values())
+
+
+def _check_urdf_range(path, config):
+    """Check the range of revolute joints, of which MuJoCo takes a reversed one for none."""
+    for joint in ElementTree.parse(path).getroot().findall('joint'):
+        if joint.get('type') != 'revolute' or joint.get('name') not in config.joints:
+            continue
+        limit = {} if joint.find('limit') is None else joint.find('limit').attrib
+        lower, upper = limit.get('lower', '0'), limit.get('upper', '0')  # as URDF has it
+        if not float(lower) < float(upper):
+            raise SpecError(
+                f'world.robot.model must give the revolute joint {joint.get("name")} a lower '
+                'limit below the upper one, or world.robot.position_lower and position_upper '
+                f'must, got {lower} and {upper}')
 
 
 def _sim_steps(config, model):
@@ -310,7 +338,9 @@ def _check_reach(robot, region):
 def _distance(robot, point, near):
     """Return the least distance to a point found by damped least squares, from many starts."""
     model, data, rng = robot.model, mujoco.MjData(robot.model), np.random.default_rng(0)
-    lower, upper = np.maximum(robot.lower, -np.pi), np.minimum(robot.upper, np.pi)
+    limited = np.isfinite(robot.lower)
+    lower, upper = (np.where(limited, bounds, turn) for bounds, turn in (
+        (robot.lower, -np.pi), (robot.upper, np.pi)))
     jacobian, least = np.zeros((3, model.nv)), np.inf
     for start in (robot.home, *rng.uniform(lower, upper, (IK_STARTS, len(lower)))):
         data.qpos[robot.qpos] = start

@@ -20,6 +20,7 @@ import multiprocessing
 import os
 from pathlib import Path
 import pickle
+import resource
 import signal
 import time
 
@@ -183,6 +184,42 @@ def test_disk_full_leaves_the_old_checkpoint(path, monkeypatch):
     save_checkpoint(path, {'step': 9})
     assert load_checkpoint(path)['step'] == 9
     assert [file.name for file in path.parent.iterdir()] == ['checkpoint.pt']
+
+
+def test_a_full_disk_is_told_though_torch_hides_it(path):
+    before, soft, hard = path.read_bytes(), *resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write itself fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            save_checkpoint(path, {'weights': torch.randn(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ['checkpoint.pt']
+
+
+def _write_for_a_while(path, letter, ends):
+    while time.monotonic() < ends:
+        write_atomic(path, lambda file: [file.write(letter * 10_000) for _ in range(10)],
+                     alone=False)
+
+
+def test_two_writers_leave_whole_files(forks, tmp_path):
+    path, ends = tmp_path / 'file', time.monotonic() + 2.0
+    path.write_bytes(b'a' * 100_000)
+    writers = [forks.Process(target=_write_for_a_while, args=(path, letter, ends))
+               for letter in (b'a', b'b')]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        content = path.read_bytes()
+        assert len(content) == 100_000 and len(set(content)) == 1
+        seen.add(content[:1])
+    assert seen == {b'a', b'b'} and [writer.exitcode for writer in writers] == [0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ['file']
 
 
 def test_write_atomic_shows_the_old_file_until_the_new_one_is_whole(tmp_path):

@@ -209,6 +209,9 @@ def test_stop_resume_and_export_when_stopped(endless):
     time.sleep(0.5)
     assert endless.newest_step() <= stopped_at
     endless.expect('stop', False, 'not training: idle')
+    # The loop answers, and wakes the executor to send it.
+    waits = [endless.call('start')[1] for _ in range(5)]
+    assert max(waits) < 0.5, waits
     endless.expect('export', True, r'exported .*, content hash [0-9a-f]{64}')
     assert OnnxPolicy(run_dir / 'model.onnx').spec.training.env_steps == stopped_at
     endless.expect('resume', True, f'training from step {stopped_at} of 1000000, in {run_dir}')

@@ -118,6 +118,8 @@ def world(folder, *args, **options):
     ({'speed': 3}, 'speed is not a known key; known keys: model, joints, control'),
     ({'joints': []}, 'joints must name at least one joint, got none'),
     ({'joints': ['a', 'a']}, 'joints must differ, got a twice'),
+    *(({'joints': ['a', name]}, 'joints[1] must be a name without brackets, and no number, to be '
+       f'found by in a JointState, got {name!r}') for name in ('1', 'b[0]', '')),
     ({'joints': ['a', 'elbow']},
      'joints[1] must be a joint of the model (a, b, grip), got elbow'),
     ({'joints': ['a', 'grip']}, 'joints[1] must be a hinge, got grip, a slide'),
@@ -576,6 +578,48 @@ def test_a_urdf_without_masses_is_refused(tmp_path):
         URDF.replace(URDF[URDF.index('<inertial>'):URDF.index('<visual>')], ''))
     with pytest.raises(SpecError, match='^world.robot.model must .*arm.urdf: .*mass and inertia'):
         make_world(load_config(path).world)
+
+
+LIMIT = 'lower="-1" upper="1.5" effort="20" velocity="2"'
+
+
+def urdf_world(folder, limit, **changes):
+    path = write(folder, model='arm.urdf', joints=['pitch'], end_effector='tool0', home=[0.2],
+                 sim_dt=0.002, goal={'lower': [0.4, 0, -0.05], 'upper': [0.4, 0, 0.05]},
+                 **changes)
+    (folder / 'arm.urdf').write_text(URDF.replace(LIMIT, limit))
+    return make_world(load_config(path).world)
+
+
+@pytest.mark.parametrize('limit, message', [
+    *((LIMIT.replace('velocity="2"', f'velocity="{text}"'), 'world.robot.model must give the '
+       'velocity limit of pitch in rad/s, at most 30, or world.robot.velocity_limit must, got '
+       f'{text}') for text in ('180', '-2', '2.0 rad/s', 'nan')),
+    *((LIMIT.replace('lower="-1" upper="1.5"', text), 'world.robot.model must give the revolute '
+       'joint pitch a lower limit below the upper one, or world.robot.position_lower and '
+       f'position_upper must, got {got}') for text, got in (
+           ('lower="1.5" upper="-1"', '1.5 and -1'), ('', '0 and 0')))])
+def test_limits_of_a_urdf_are_checked_as_those_of_a_task_file(tmp_path, limit, message):
+    assert limit != LIMIT
+    with pytest.raises(SpecError) as caught:
+        urdf_world(tmp_path, limit, drop=('velocity_limit',))
+    assert str(caught.value) == message
+    # What the task file says counts.
+    urdf_world(tmp_path, limit, position_lower=[-1.0], position_upper=[1.5])
+
+
+def test_a_joint_that_two_bodies_name_is_told(tmp_path):
+    path = write(tmp_path)
+    (tmp_path / 'arm.xml').write_text(ARM.replace('name="grip"', 'name="a"'))
+    with pytest.raises(SpecError, match='^world.robot.model must be an MJCF .*repeated name'):
+        make_world(load_config(path).world)
+
+
+def test_limits_may_lie_beyond_half_a_turn(tmp_path):
+    path = write(tmp_path, joints=['a'], home=[3.6], position_lower=[], goal={
+        'lower': [-0.6, 0, 0.2], 'upper': [-0.6, 0, 0.4], 'tolerance': 0.3})
+    (tmp_path / 'arm.xml').write_text(ARM.replace('range="-170 170"', 'range="200 340"'))
+    assert make_world(load_config(path).world).policy_spec.action_dim == 1
 
 
 def test_a_policy_knows_its_robot_again(tmp_path):
