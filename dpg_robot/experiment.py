@@ -107,6 +107,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     for override in overrides:
         if not override.startswith(ESTIMATOR):
             _apply(data, override)
+    if any(override.startswith('world.robot.model=') for override in overrides):
+        locate(data['world'], Path.cwd())  # what is typed is meant from here
     for override in overrides:
         if override.startswith(ESTIMATOR):
             _apply(data, f'{_active_section(data)}.{override}')

@@ -646,6 +646,15 @@ def test_a_policy_knows_its_robot_again(tmp_path):
     make_world(world_of(spec, [f'robot.model={moved}', 'robot.model_hash=']))
 
 
+def test_a_model_that_is_typed_is_meant_from_here(tmp_path, monkeypatch):
+    path = write(tmp_path / 'robot')
+    (tmp_path / 'other.xml').write_text(ARM)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(path, ['world.robot.model=other.xml']).world
+    assert config.robot.model == str(tmp_path / 'other.xml')
+    assert load_config(path).world.robot.model == str(tmp_path / 'robot' / 'arm.xml')
+
+
 def test_a_run_outlives_its_model_file(tmp_path):
     path, run_dir = write(tmp_path), tmp_path / 'run'
     model, policy = tmp_path / 'arm.xml', tmp_path / 'policy.onnx'
