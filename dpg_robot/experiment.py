@@ -33,7 +33,7 @@ from dpg_robot import __version__
 from dpg_robot.contract.describe import describe
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
-from dpg_robot.contract.strict import dump, load, load_yaml, SpecError
+from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.learn.checkpoint import write_atomic
 from dpg_robot.learn.device import find_device
 from dpg_robot.learn.evaluate import evaluate, Evaluation
@@ -50,6 +50,7 @@ from dpg_robot.learn.trainer import (
 from dpg_robot.resources import task_file
 from dpg_robot.sim.robot_config import locate
 from dpg_robot.sim.world import make_device_vector, make_vector, make_world, WorldConfig
+from dpg_robot.strict_yaml import load_yaml
 
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000

@@ -23,33 +23,9 @@ import types
 import typing
 from typing import Any
 
-import yaml
-
 
 class SpecError(ValueError):
     """Bad input; the message names the thing, the rule and the value."""
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """A key that is there twice would otherwise lose its first value without a word."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key {key} is there twice', key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(text: str) -> Any:
-    """Return plain data.
-
-    :raises yaml.YAMLError: if it is no YAML, or a mapping has a key twice.
-    """
-    return yaml.load(text, _UniqueKeys)
 
 
 def bounded(default=dataclasses.MISSING, *, minimum=None, maximum=None, above=None, choices=None):

@@ -34,7 +34,7 @@ import yaml
 
 from dpg_robot.contract.fields import check_fields, FieldFault, FieldReader
 from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
-from dpg_robot.contract.strict import dump, load, load_yaml, SpecError
+from dpg_robot.contract.strict import dump, load, SpecError
 from dpg_robot.garbage import collect_garbage, quiet_garbage_collector
 from dpg_robot.nodes.common import (
     declare_parameters,
@@ -50,6 +50,7 @@ from dpg_robot.runtime.timing import LatencyStatistics, Pacer
 from dpg_robot.sim.robot import SimulatedRobot
 from dpg_robot.sim.robot_config import locate
 from dpg_robot.sim.world import make_world, WorldConfig
+from dpg_robot.strict_yaml import load_yaml
 
 PARAMETERS = (
     Parameter('config', '', "Task file (.yaml) whose 'world' to simulate, or the name of one that "

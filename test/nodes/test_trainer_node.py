@@ -224,19 +224,6 @@ def test_signals_leave_a_checkpoint(ros, endless):
     assert stop_by(signal.SIGTERM, ros, endless) > stopped_at
 
 
-def test_who_asks_at_the_end_is_answered(ros, endless):
-    if endless.process.poll() is not None:
-        endless.process = ros.start(
-            'trainer_node', ['-r', '__node:=endless'], **endless.parameters)
-    endless.expect('export', True, 'exported .*')
-    waiting = [endless.clients['export'].call_async(Trigger.Request()) for _ in range(3)]
-    ros.wait(waiting[0].done, 30.0, 'the first of them')
-    assert ros.stop(endless.process) == 0
-    ros.wait(lambda: all(answer.done() for answer in waiting), 2.0, 'the others')
-    for answer in waiting:
-        assert re.match('exported|shutting down$', answer.result().message)
-
-
 def stop_by(number, ros, trainer):
     """Send a signal while training, and return the step in the checkpoint."""
     trainer.wait_step(trainer.newest_step() + 20)
