@@ -201,10 +201,11 @@ class PhaseLock:
         """Begin the grid anew, for the state that follows the newest one."""
         self._is_locked, self._freshness = True, 1.0
         period_s = self._deadlines.period_s
-        first_s = self._arrival()[1] + period_s - self._lead_s
-        # Of a state that came long ago, whole periods on: none was missed, and none is due now.
-        late_s = self._deadlines.clock.now() + self._spread_s - first_s
-        self._deadlines.restart(first_s + max(0, math.ceil(late_s / period_s)) * period_s)
+        expected_s = self._arrival()[1] + period_s
+        # Behind a state that came long ago, whole periods on: none was missed.
+        late_s = self._deadlines.clock.now() - expected_s
+        expected_s += max(0, math.ceil(late_s / period_s)) * period_s
+        self._deadlines.restart(expected_s - self._lead_s)
 
     def lose(self) -> None:
         """Wait for no state from now on, until the next restart."""

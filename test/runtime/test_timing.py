@@ -252,17 +252,30 @@ def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
     assert len(rehearsed) == 3
 
 
-@pytest.mark.parametrize('age_s', [0.0, 0.04, 0.06, 0.1, 0.74])
+@pytest.mark.parametrize('age_s', [0.0, 0.04, 0.06, 0.097, 0.12, 0.74])
 def test_a_grid_that_begins_on_an_old_state_counts_no_misses(monkeypatch, age_s):
     clock = Clock(monkeypatch)
     arrivals = Arrivals(clock, [clock.now - age_s, 1000.0])
-    _, deadlines = locked(clock, arrivals, lambda: 2 * (arrivals.times[0],))
-    deadlines.advance()
+    lock, deadlines = locked(clock, arrivals, lambda: 2 * (arrivals.times[0],))
+    began_s = clock.now
+    lock.wait()
     assert deadlines.num_missed == 0
-    ahead_s = deadlines.deadline_s - clock.now
-    assert 0.025 <= ahead_s < 0.125
-    periods = (ahead_s + age_s + 0.005) / 0.1  # a twentieth ahead of a state
+    expected_s = deadlines.deadline_s + 0.005 - began_s  # a twentieth ahead of a state
+    assert 0.0 <= expected_s <= 0.1
+    periods = (expected_s + age_s) / 0.1
     assert periods == pytest.approx(round(periods))
+
+
+@pytest.mark.parametrize('age_s', [0.0, 0.03, 0.06, 0.09, 0.097, 0.0999])
+def test_the_state_behind_a_first_command_has_a_tick_however_soon_it_comes(monkeypatch, age_s):
+    clock = Clock(monkeypatch)
+    arrivals = Arrivals(clock, clock.now - age_s + 0.1 * np.arange(20))
+    lock, deadlines = locked(clock, arrivals)
+    for state_s in arrivals.times[1:10]:
+        lock.wait()
+        assert clock.now == pytest.approx(state_s, abs=1e-6)
+        assert lock.track()
+    assert deadlines.num_missed == 0
 
 
 class Mailbox(Arrivals):
