@@ -38,6 +38,7 @@ class Harness:
         self.folder = folder
         self.diagnostics = []
         self.processes = []
+        self._clients = {}
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node('test_harness', context=self.context)
@@ -109,6 +110,26 @@ class Harness:
             return next((status for status in self.diagnostics[first:]
                          if status.name == name and matches(status)), None)
         return self.wait(find, timeout, f'status {name}')
+
+    def call(self, kind, service, request, timeout=30.0):
+        """Call a service; return its answer and how long it took [s]."""
+        future, began_s = self.ask(kind, service, request), time.monotonic()
+        future.add_done_callback(lambda _: setattr(future, 'ended_s', time.monotonic()))
+        self.wait(lambda: hasattr(future, 'ended_s'), timeout, f'answer of {service}')
+        return future.result(), future.ended_s - began_s
+
+    def ask(self, kind, service, request):
+        """Send a request to a service as soon as it can answer; return the answer's future."""
+        if service not in self._clients:
+            self._clients[service] = self.node.create_client(kind, service), []
+        client, known = self._clients[service]
+        self.wait(client.service_is_ready, 30.0, f'service {service}')
+        if known != self.processes:
+            # Ready is said before the service has found this client; Fast DDS waits for that for
+            # 0.1 s, and gives up (ros2/rmw_fastrtps issue 842).
+            time.sleep(0.3)
+            known[:] = self.processes
+        return client.call_async(request)
 
     def wait(self, condition, timeout=10.0, what='the condition'):
         """Wait until a condition holds, and return its value."""

@@ -133,6 +133,7 @@ class TrainerNode(Node):
                 self._serve(timeout_s=0.1)
         while not self._jobs.empty():
             self._give(self._jobs.get()[1], (False, 'shutting down'))
+        self._let_answers_out()
         self._report()
         flush([self._progress_publisher, self._model_publisher])
 
@@ -181,6 +182,13 @@ class TrainerNode(Node):
     def _give(self, answer, result):
         answer.set_result(result)
         self.executor.create_task(lambda: None)  # wakes it, to send the answer
+
+    def _let_answers_out(self):
+        # The newest of the executor's tasks is the first in a pass through all that are there.
+        for _ in ('begun', 'done'):
+            event = threading.Event()
+            self.executor.create_task(event.set)
+            event.wait(timeout=1.0)
 
     def _try(self, job):
         """Do a job; return whether it succeeded, and one line about it."""

@@ -239,13 +239,20 @@ def _require(config, key, values, got):
                         f'has {got} for joint {config.joints[i]}')
 
 
+def _urdf_limits(path, config):
+    """Yield name, type and attributes of the limit of each joint in a URDF that is driven."""
+    for joint in ElementTree.parse(path).getroot().findall('joint'):
+        if joint.get('name') in config.joints:
+            limit = joint.find('limit')
+            yield joint.get('name'), joint.get('type'), {} if limit is None else limit.attrib
+
+
 def _urdf_velocities(path, config):
     """Return the limits of velocity in a URDF, which MuJoCo passes over; infinity for none."""
     found = dict.fromkeys(config.joints, np.inf)
-    for joint in ElementTree.parse(path).getroot().findall('joint'):
-        limit, name = joint.find('limit'), joint.get('name')
-        text = None if limit is None else limit.get('velocity')
-        if name not in found or not text:
+    for name, _, limit in _urdf_limits(path, config):
+        text = limit.get('velocity')
+        if not text:
             continue
         try:
             found[name] = float(text) or np.inf  # 0 stands for one that nobody knows
@@ -260,14 +267,11 @@ def _urdf_velocities(path, config):
 
 def _check_urdf_range(path, config):
     """Check the range of revolute joints, of which MuJoCo takes a reversed one for none."""
-    for joint in ElementTree.parse(path).getroot().findall('joint'):
-        if joint.get('type') != 'revolute' or joint.get('name') not in config.joints:
-            continue
-        limit = {} if joint.find('limit') is None else joint.find('limit').attrib
+    for name, kind, limit in _urdf_limits(path, config):
         lower, upper = limit.get('lower', '0'), limit.get('upper', '0')  # as URDF has it
-        if not float(lower) < float(upper):
+        if kind == 'revolute' and not float(lower) < float(upper):
             raise SpecError(
-                f'world.robot.model must give the revolute joint {joint.get("name")} a lower '
+                f'world.robot.model must give the revolute joint {name} a lower '
                 'limit below the upper one, or world.robot.position_lower and position_upper '
                 f'must, got {lower} and {upper}')
 

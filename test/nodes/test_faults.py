@@ -301,17 +301,10 @@ def test_a_killed_publisher_makes_it_stale(ros, driven):
 
 
 def set_model(ros, path, name='/policy_node'):
-    client = ros.node.create_client(SetParameters, f'{name}/set_parameters')
     request = SetParameters.Request(parameters=[Parameter(name='model', value=ParameterValue(
         type=ParameterType.PARAMETER_STRING, string_value=str(path)))])
-    return call(ros, client, request).results[0].successful
-
-
-def call(ros, client, request):
-    assert client.wait_for_service(timeout_sec=10.0)
-    future = client.call_async(request)
-    ros.wait(future.done, 15.0)
-    return future.result()
+    answer, _ = ros.call(SetParameters, f'{name}/set_parameters', request)
+    return answer.results[0].successful
 
 
 @pytest.mark.parametrize('name, words', [
@@ -350,21 +343,22 @@ class Managed:
     """Client of a node's lifecycle and emergency stop."""
 
     def __init__(self, ros, name):
-        self.ros = ros
-        self.change = ros.node.create_client(ChangeState, f'{name}/change_state')
-        self.get = ros.node.create_client(GetState, f'{name}/get_state')
-        self.stop = ros.node.create_client(Trigger, f'{name}/estop')
-        self.reset = ros.node.create_client(Trigger, f'{name}/reset_estop')
+        self.ros, self.name = ros, name
+
+    def call(self, kind, service, **request):
+        return self.ros.call(kind, f'{self.name}/{service}', kind.Request(**request))[0]
 
     def go(self, transition):
         """Ask for a transition; return whether it succeeded, and the state."""
-        request = ChangeState.Request()
-        request.transition.id = getattr(Transition, f'TRANSITION_{transition.upper()}')
-        success = call(self.ros, self.change, request).success
-        return success, call(self.ros, self.get, GetState.Request()).current_state.label
+        number = getattr(Transition, f'TRANSITION_{transition.upper()}')
+        answer = self.call(ChangeState, 'change_state', transition=Transition(id=number))
+        return answer.success, self.call(GetState, 'get_state').current_state.label
 
-    def trigger(self, client):
-        return call(self.ros, client, Trigger.Request())
+    def stop(self):
+        return self.call(Trigger, 'estop')
+
+    def reset(self):
+        return self.call(Trigger, 'reset_estop')
 
 
 def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
@@ -380,7 +374,7 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     status = status_of(ros, 'control', lambda s: 'changed after export' in s.message, 'managed/')
     assert (status.level, values(status)['state']) == (b'\2', 'failed')
     assert set_model(ros, models['good'], '/managed/policy_node')
-    assert node.trigger(node.stop).success
+    assert node.stop().success
     assert node.go('configure') == (True, 'inactive')
 
     # Stopped before it was configured: no policy, whatever its state; a reset alone moves nothing.
@@ -388,11 +382,11 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     status = status_of(ros, 'control', lambda s: 'estop: latched' in s.message, 'managed/')
     assert (status.level, values(status)['state']) == (b'\2', 'estop')
     robot.stays(SAFE)
-    assert 'inactive' in node.trigger(node.reset).message
+    assert 'inactive' in node.reset().message
     count = len(robot.commands)
     time.sleep(0.2)
     assert len(robot.commands) <= count + 1
-    assert not node.trigger(node.reset).success
+    assert not node.reset().success
     assert node.go('activate') == (True, 'active')
     robot.wait(DRIVEN)
 
@@ -404,7 +398,7 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     robot.wait(SAFE)
     button.publish(Bool(data=False))
     robot.stays(SAFE)
-    assert node.trigger(node.reset).success
+    assert node.reset().success
     assert node.go('activate') == (True, 'active')
     robot.wait(DRIVEN)
 
@@ -414,10 +408,10 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     count = len(robot.commands)
     time.sleep(0.2)
     assert len(robot.commands) == count
-    assert node.trigger(node.stop).success
+    assert node.stop().success
     ros.wait(lambda: len(robot.commands) > count)
     assert robot.newest() == SAFE
-    assert node.trigger(node.reset).success
+    assert node.reset().success
 
     # And all the way back.
     assert node.go('cleanup') == (True, 'unconfigured')

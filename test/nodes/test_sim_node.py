@@ -133,14 +133,11 @@ def test_a_bad_command_is_ignored_and_named(ros, arm, x, words):
 
 def test_reset_by_service(ros, arm):
     goals = ros.listen(PoseStamped, '/sim/goal/pose')
-    client = ros.node.create_client(Trigger, '/sim/sim_node/reset')
-    assert client.wait_for_service(timeout_sec=5.0)
     told(ros, lambda s: values(s)['state'] == 'waiting')  # only a reset brings a new goal now
     ros.wait(lambda: goals)
     before = goals[-1][1].pose.position.x
-    future = client.call_async(Trigger.Request())
-    ros.wait(future.done)
-    assert future.result().success
+    answer, _ = ros.call(Trigger, '/sim/sim_node/reset', Trigger.Request())
+    assert answer.success
     ros.wait(lambda: goals[-1][1].pose.position.x != before, what='a new goal')
     assert told(ros, lambda s: values(s)['state'] == 'waiting')
 

@@ -73,25 +73,13 @@ class Trainer:
     """Talk to a trainer_node."""
 
     def __init__(self, ros, name='trainer_node'):
-        self.ros, self.name, self.clients = ros, name, {}
+        self.ros, self.name = ros, name
         self.progress = ros.listen(DiagnosticStatus, f'/{name}/progress', 1, transient=True)
         self.models = ros.listen(String, f'/{name}/model', 1, transient=True)
 
-    def call(self, service, timeout=30.0):
-        """Call one of the node's services; return success, message and seconds."""
-        return self.ask(Trigger, service, Trigger.Request(), timeout)
-
-    def ask(self, kind, service, request, timeout=10.0):
-        if service not in self.clients:
-            self.clients[service] = self.ros.node.create_client(kind, f'/{self.name}/{service}')
-        client = self.clients[service]
-        self.ros.wait(client.service_is_ready, 30.0, f'service {service}')
-        answered = []
-        started = time.monotonic()
-        future = client.call_async(request)
-        future.add_done_callback(lambda _: answered.append(time.monotonic() - started))
-        self.ros.wait(lambda: answered, timeout, f'answer of {service}')
-        return future.result(), answered[0]
+    def call(self, service, kind=Trigger, request=None):
+        """Call one of the node's services; return its answer and how long it took [s]."""
+        return self.ros.call(kind, f'/{self.name}/{service}', request or kind.Request())
 
     def expect(self, service, success, message):
         answer, _ = self.call(service)
@@ -102,8 +90,8 @@ class Trainer:
     def set(self, name, value):
         parameter = Parameter(name=name, value=ParameterValue(
             type=ParameterType.PARAMETER_INTEGER, integer_value=value))
-        answer, _ = self.ask(SetParameters, 'set_parameters',
-                             SetParameters.Request(parameters=[parameter]))
+        answer, _ = self.call('set_parameters', SetParameters,
+                              SetParameters.Request(parameters=[parameter]))
         return answer.results[0]
 
     def wait_state(self, state, timeout=30.0):
@@ -155,7 +143,7 @@ def test_answers_come_at_once_while_training(endless, capsys):
         assert (answer.success, answer.message) == (
             False, f'already training, in {endless.run_dir}')
         seconds.append(waited)
-        answer, waited = endless.ask(DescribeParameters, 'describe_parameters', request)
+        answer, waited = endless.call('describe_parameters', DescribeParameters, request)
         seconds.append(waited)
     with capsys.disabled():
         p50, p99 = np.percentile(seconds, [50, 99])
@@ -167,7 +155,7 @@ def test_answers_come_at_once_while_training(endless, capsys):
 
 def test_parameters_are_described(endless):
     request = DescribeParameters.Request(names=[entry.name for entry in PARAMETERS])
-    answer, _ = endless.ask(DescribeParameters, 'describe_parameters', request)
+    answer, _ = endless.call('describe_parameters', DescribeParameters, request)
     for entry, descriptor in zip(PARAMETERS, answer.descriptors, strict=True):
         assert descriptor.description == entry.description
         assert descriptor.read_only == entry.read_only
@@ -222,6 +210,19 @@ def test_signals_leave_a_checkpoint(ros, endless):
     ros.wait(lambda: f'from step {stopped_at} of 1000000' in endless.process.log.read_text(),
              30.0, 'the resumed training')
     assert stop_by(signal.SIGTERM, ros, endless) > stopped_at
+
+
+def test_who_asks_at_the_end_is_answered(ros, endless):
+    if endless.process.poll() is not None:
+        endless.process = ros.start(
+            'trainer_node', ['-r', '__node:=endless'], **endless.parameters)
+    endless.expect('export', True, 'exported .*')
+    waiting = [ros.ask(Trigger, '/endless/export', Trigger.Request()) for _ in range(3)]
+    ros.wait(waiting[0].done, 30.0, 'the first of them')
+    assert ros.stop(endless.process) == 0
+    ros.wait(lambda: all(answer.done() for answer in waiting), 2.0, 'the others')
+    for answer in waiting:
+        assert re.match('exported|shutting down$', answer.result().message)
 
 
 def stop_by(number, ros, trainer):
