@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 
 from dpg_robot import __version__
-from dpg_robot.contract.describe import describe
+from dpg_robot.contract.describe import describe, is_description
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
@@ -217,11 +217,16 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
 
     :param episodes: how many to evaluate; the result is stored in the file.
     :return: the spec in the file, and the parity found (fraction of the action range).
+    :raises SpecError: if the file is no .onnx, or a file that is no card lies where its card goes.
     """
     from dpg_robot.export import export_policy  # onnx is not needed for training
     path = Path(path)
     if path.suffix != '.onnx' or path.is_dir():
         raise SpecError(f'a policy must be written to a file that ends in .onnx, got {path}')
+    card_path = path.with_suffix('.md')
+    if card_path.exists() and not is_description(card_path.read_text(errors='replace')):
+        raise SpecError(f'the card of a policy must not replace another file: {card_path} is '
+                        'none; move it, or name the policy differently')
     evaluation = trainer.evaluate(episodes) if episodes else None
     world = make_world(config.world)
     spec = world.policy_spec.with_training(TrainingRecord(
@@ -234,8 +239,7 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     policy = copy.deepcopy(trainer.learner.policy).cpu()
     parity = export_policy(policy, spec, observations, path)
     card = describe(spec, read_sealed(path)[1])
-    write_atomic(path.with_suffix('.md'), lambda file: file.write(card.encode()),
-                 alone=False)
+    write_atomic(card_path, lambda file: file.write(card.encode()), alone=False)
     return spec, parity
 
 

@@ -155,6 +155,13 @@ def test_a_file_that_is_no_policy_is_refused_before_the_evaluation(trainer, tmp_
     assert (tmp_path / 'model.md').read_text() == 'keep'
 
 
+def test_notes_where_the_card_would_go_are_kept(trainer, tmp_path):
+    (tmp_path / 'model.md').write_text('# notes on the policy\n')
+    with pytest.raises(SpecError, match=r'must not replace another file: .*/model\.md is none'):
+        export_run(trainer.run_dir, tmp_path / 'model.onnx', episodes=10**9)
+    assert [path.name for path in tmp_path.iterdir()] == ['model.md']
+
+
 def test_a_joint_that_hardly_moves_has_its_parity(trainer, exported, observations, tmp_path):
     _, spec, _ = exported
     term, *rest = spec.action

@@ -24,12 +24,20 @@ from dpg_robot.contract.spec import PolicySpec
 NOTHING = str(0), str(0.0), str(None), str({}), str([]), str(())
 
 
+_FIRST = 'A policy for the robot '
+
+
+def is_description(text: str) -> bool:
+    """Return whether a text is one of :func:`describe`."""
+    return _FIRST in text[:1000]
+
+
 def describe(spec: PolicySpec, content_hash: str) -> str:
     """Return the contract as a roboticist reads it, in Markdown."""
     record = spec.training
     lines = [
         f'# {spec.task}', '',
-        f'A policy for the robot `{spec.robot}`, run at {spec.control_rate_hz:g} Hz: '
+        f'{_FIRST}`{spec.robot}`, run at {spec.control_rate_hz:g} Hz: '
         f'{spec.obs_dim} numbers in, {spec.action_dim} out.', '',
         '## It reads', '',
         *_table(('term', 'topic', 'type', 'fields', 'unit', 'max age [s]', 'valid range'),
