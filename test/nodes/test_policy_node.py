@@ -158,9 +158,10 @@ def test_a_pause_of_the_process_is_counted_not_made_up_for(ros, running, arm):
     first = len(commands)
     ros.status(STATUS, lambda s: int(values(s)['deadline_misses']) >= before + 15)
     time.sleep(10 * PERIOD_S)
-    # The command of the tick that was interrupted may come late, but no bunch of them.
-    times = np.array([when for when, _ in commands[first:]])
-    assert (np.diff(times) < 0.25 * PERIOD_S).sum() <= 2
+    # Besides one in each period: that of the tick that was interrupted, the watchdog's, that for
+    # a state just behind the first command, and what the listener's own delays add. Not twenty.
+    times = [when for when, _ in commands[first:]]
+    assert len(times) <= 1 + (times[-1] - times[0]) / PERIOD_S + 6
 
 
 def test_joints_are_mapped_by_name(ros, running):
