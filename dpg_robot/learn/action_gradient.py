@@ -23,7 +23,6 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
-    best_lean_on_device,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -77,7 +76,7 @@ class ActionGradient(nn.Module):
         self.norm, self.value, self.action_dim = norm, value, action_dim
         if config.outcome == 'achieved_goal' and not achieved_goal:
             raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
-        self.best_lean, self.waits = best_lean if waits else best_lean_on_device, waits
+        self.waits = waits
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         name, state_action = config.estimator, obs_dim + action_dim
         self.guides = self._guides()
@@ -132,14 +131,14 @@ class ActionGradient(nn.Module):
         """Return how far a sample's estimate leans on each guide, shape (num_guides,)."""
         if not self.estimator.leans:
             return torch.ones(len(self.guides), device=self.scale.device)
-        return self.best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
+        return best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
 
     @property
     def shares(self) -> torch.Tensor:
         """Return what each guide and, last, the amortised gradient contribute to g(s, a)."""
         if not self.on_disturbance:
             return torch.ones(len(self.guides) + 1, device=self.scale.device)
-        return self.best_lean(self.moments)
+        return best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
         """Let what only new transitions can tell follow them, each seen once.
@@ -152,9 +151,9 @@ class ActionGradient(nn.Module):
             return
         denoised, sample, own = self._each(batch)
         memory = max(UNSEEN_MEMORY, UNSEEN_ROUNDS * len(own))
-        if self.weighs_action:
-            self.denoiser.follow_unseen(denoised.power, memory)
         count = len(own) * (self.scale > 0)  # before the first update nothing has been learned
+        if self.weighs_action:
+            self.denoiser.follow_unseen(denoised.power, count, memory)
         self.num_followed.add_(count).clamp_(max=memory)
         self.follow(sample, own, count / self.num_followed.clamp(min=1.0))
 

@@ -161,17 +161,18 @@ class Denoiser(nn.Module):
         known = (self.num_unseen >= LEAST_UNSEEN) & (most > 0)
         return torch.where(known, certain / most, 1.0)
 
-    def follow_unseen(self, power: torch.Tensor, memory: int) -> None:
+    def follow_unseen(self, power: torch.Tensor, count: int | torch.Tensor, memory: int) -> None:
         """Let the certainty follow transitions that the network was not fitted to.
 
         :param power: as in :class:`Denoised`.
+        :param count: how many there are, or 0 if they do not count.
         :param memory: the averages are of all transitions so far, and of about so many of the
             newest once there are as many.
         """
-        count = len(power)
-        self.num_unseen.add_(count).clamp_(max=max(memory, count))
-        self.unseen_power.lerp_(power.mean(0), count / self.num_unseen)
-        self.unseen_square.lerp_(power.square().mean(0), count / self.num_unseen)
+        self.num_unseen.add_(count).clamp_(max=max(memory, len(power)))
+        rate = count / self.num_unseen.clamp(min=1)
+        self.unseen_power.lerp_(power.mean(0), rate)
+        self.unseen_square.lerp_(power.square().mean(0), rate)
 
     def answers(self, noised: torch.Tensor, sigma: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -25,14 +25,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.linear import eliminate
 
 MAX_LEAN = 1.5
-NUM_SWEEPS = 50
+RIDGE = 1e-3
 # They tell one number, not a disturbance of each element of the action.
 SCALAR_OUTCOMES = ('reward', 'value')
 
@@ -120,32 +119,21 @@ def lean_moments(sample: Sample, weight: torch.Tensor | float = 1.0) -> torch.Te
 
 
 def best_lean(moments: torch.Tensor) -> torch.Tensor:
-    """Return the best coefficients c_i within 0 and ``MAX_LEAN``.
+    """Return the best coefficients c_i within 0 and ``MAX_LEAN``, without waiting for a device.
 
-    Each solves its own equation, or is at the bound that keeps it from that.
+    Each solves its own equation with the others as they are, or is at the bound that keeps it
+    from that: every choice of who is at which bound is solved at once, and the one taken that is
+    least wrong. A guide whose instrument tells nothing of it, M_ii <= 0, gets nothing.
 
-    :param moments: averages of :func:`lean_moments`.
-    """
-    values = moments.numpy(force=True).astype(float)  # for so few, a fraction of the time
-    matrix, covariance = values[:, :-1], values[:, -1]
-    matrix = matrix + np.diag(_ridge(matrix.diagonal()))
-    lean = np.linalg.solve(matrix, covariance)
-    if not np.all((lean >= 0) & (lean <= MAX_LEAN)):
-        # What a bound takes from one guide must not be left in the others, which made up for it.
-        lean = _descend(matrix, covariance, lean.clip(0, MAX_LEAN))
-    return moments.new_tensor(lean)
-
-
-def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
-    """Return the same as :func:`best_lean`, without ever waiting for a device.
-
-    Each coefficient is at one bound, at the other, or where it would be with the others as they
-    are: every choice is solved at once, and the one taken that is least wrong.
+    :param moments: averages of :func:`lean_moments`, of a few guides.
     """
     matrix, covariance = moments[:, :-1].double(), moments[:, -1].double()
-    matrix = matrix + torch.diag(_ridge(matrix.diagonal()))
+    useful = matrix.diagonal() > 0
+    # Two guides may nearly agree; a small ridge then shares the weight between them.
+    matrix = matrix + torch.diag(RIDGE * matrix.diagonal())
     axes = [torch.arange(3, device=moments.device)] * len(moments)
     choice = torch.cartesian_prod(*axes).view(-1, len(moments))  # 0 and 1: the bounds; 2: free
+    choice = torch.where(useful, choice, 0)
     free, bound = choice == 2, MAX_LEAN * (choice == 1).double()
     both_free = free[:, :, None] & free[:, None, :]
     system = torch.where(both_free, matrix, torch.diag_embed((~free).double()))
@@ -153,26 +141,9 @@ def best_lean_on_device(moments: torch.Tensor) -> torch.Tensor:
     lean = eliminate(system, goal[..., None])[..., 0]
     # Where each would go with the others as they are, and may; one that has left the box is wrong.
     wanted = lean + (covariance - lean @ matrix.T) / matrix.diagonal()
-    wrong = (wanted.clamp(0, MAX_LEAN) - lean).abs().amax(-1)
-    return lean.index_select(0, wrong.argmin()[None])[0].to(moments.dtype)
-
-
-def _ridge(diagonal):
-    # Two guides may nearly agree; a small ridge then shares the weight between them.
-    return 1e-3 * diagonal + 1e-12
-
-
-def _descend(matrix, covariance, lean):
-    """Return the same within the bounds, by coordinate descent from ``lean``."""
-    best, rows = lean.tolist(), list(zip(matrix.tolist(), covariance.tolist()))
-    for _ in range(NUM_SWEEPS):
-        before = best.copy()
-        for i, (row, goal) in enumerate(rows):
-            others = sum(m * c for m, c in zip(row, best)) - row[i] * best[i]
-            best[i] = min(max((goal - others) / row[i], 0.0), MAX_LEAN)
-        if best == before:
-            break
-    return best
+    wrong = torch.where(useful, wanted.clamp(0, MAX_LEAN) - lean, 0.0).abs().amax(-1)
+    best = wrong.nan_to_num(nan=torch.inf).argmin()  # not a number where a system is singular
+    return lean.index_select(0, best[None])[0].to(moments.dtype)
 
 
 def check_outcome(name: str, estimator: str, outcome: str) -> None:

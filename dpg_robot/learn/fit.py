@@ -156,7 +156,8 @@ def _take_moments(fit, data):
     denoiser.moment_rate = 0.0
     handle.remove()
     # What a transition tells is its mean over the draws.
-    denoiser.follow_unseen(torch.stack(powers).mean(0), len(unseen.reward))
+    num = len(unseen.reward)
+    denoiser.follow_unseen(torch.stack(powers).mean(0), num, num)
 
 
 def _weigh(fit, data):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.device import check_memory
 from dpg_robot.learn.gae import Rollout
 from dpg_robot.learn.on_policy_learner import OnPolicyConfig, OnPolicyLearner
@@ -44,16 +45,20 @@ class OnPolicy:
 
         :param config: a :class:`dpg_robot.learn.trainer.TrainerConfig`.
         :param worlds: as in :mod:`dpg_robot.learn.worlds`.
-        :raises SpecError: if a rollout does not fit into memory.
+        :raises SpecError: if a rollout does not fit into memory, or has one step only, whose
+            advantage there is nothing to compare with.
         """
         self.worlds, self.device, self.updates = worlds, worlds.device, 0
         self.steps_per_round = learner_config.horizon * config.num_worlds
+        if self.steps_per_round < 2:
+            raise SpecError('on_policy.horizon times trainer.num_worlds must be at least 2, '
+                            f'got {self.steps_per_round}')
         row_bytes = 4 * NUM_COPIES * (2 * obs_dim + 2 * action_dim + 3)
         check_memory('trainer.num_worlds', config.num_worlds,
                      learner_config.horizon * row_bytes, self.device)
         self.learner = OnPolicyLearner(
             learner_config, obs_dim, action_dim, achieved_goal, self.device,
-            waits=config.device == 'cpu', cuda_graphs=config.cuda_graphs)
+            cuda_graphs=config.cuda_graphs)
         self._recorded = torch.zeros(0, obs_dim)
 
     def round(self, env_steps: int, report: bool = True) -> dict[str, torch.Tensor]:

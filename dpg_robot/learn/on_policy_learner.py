@@ -36,7 +36,6 @@ from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.device import Captured
 from dpg_robot.learn.estimators import (
     best_lean,
-    best_lean_on_device,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -142,11 +141,10 @@ class OnPolicyLearner(nn.Module):
 
     def __init__(self, config: OnPolicyConfig, obs_dim: int, action_dim: int,
                  achieved_goal: tuple[int, ...] = (), device: torch.device | str = 'cpu',
-                 waits: bool = True, cuda_graphs: bool = False):
+                 cuda_graphs: bool = False):
         """Create the networks, with torch's global random state.
 
         :param achieved_goal: places of the achieved goal in the observation.
-        :param waits: whether an update may look at values, for which a GPU must be waited for.
         :param cuda_graphs: on a GPU, record each kind of step as a CUDA graph.
         :raises SpecError: if the outcome is the achieved goal and there is none.
         """
@@ -155,7 +153,6 @@ class OnPolicyLearner(nn.Module):
             raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
         self.config, self.action_dim, self.estimator = config, action_dim, ESTIMATORS[
             config.estimator]
-        self.best_lean = best_lean if waits else best_lean_on_device
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         c, device = config, torch.device(device)
         self.policy = SquashedGaussianPolicy(obs_dim, action_dim, c.hidden, c.min_std)
@@ -201,7 +198,7 @@ class OnPolicyLearner(nn.Module):
         # Last, so that everything above saw the observations as the acting policy did.
         self.observe(rollout)
         return metrics | {'gradient/norm': gradient.norm(dim=-1).mean(),
-                          'gradient/lean_critic': self.best_lean(self.moments)[0],
+                          'gradient/lean_critic': best_lean(self.moments)[0],
                           'policy/temperature': self.log_temperature.detach().exp()}
 
     @torch.no_grad()
@@ -252,7 +249,7 @@ class OnPolicyLearner(nn.Module):
             return guide
         baseline = q.detach() if self.config.baseline == 'critic' else 0.0
         sample = Sample(data.advantage - baseline, denoised.score, guide[None],
-                        denoised.disturbance, self.best_lean(self.moments))
+                        denoised.disturbance, best_lean(self.moments))
         estimate = self.estimator.correction(sample)
         if self.estimator.leans:
             estimate = estimate + sample.lean[0] * guide

@@ -256,6 +256,10 @@ def test_certainty_follows_new_transitions_where_it_counts(
         make_gradient, random_batch, weigh_action, count, memory):
     gradient = make_gradient('denoising', action_dim=2, weigh_action=weigh_action).eval()
     denoiser, batch, seen = gradient.denoiser, random_batch(count, action_dim=2), []
+    gradient.observe(batch)
+    assert denoiser.num_unseen == 0  # before the first update nothing has been learned
+    assert torch.equal(denoiser.unseen_power, torch.zeros(2))
+    gradient.scale.fill_(1.0)
     denoiser.register_forward_hook(lambda module, args, got: seen.append(got.power))
     gradient.observe(batch)
     gradient.observe(batch)

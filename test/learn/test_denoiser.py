@@ -290,7 +290,7 @@ def test_what_may_do_nothing_is_told_from_what_does_something(linear_gaussian):
         """Let so many transitions tell these means, each with a deviation of 1."""
         denoiser.num_unseen.zero_()
         both = torch.tensor([[first + 1, second + 1], [first - 1, second - 1]])
-        denoiser.follow_unseen(both.repeat(num // 2, 1), num)
+        denoiser.follow_unseen(both.repeat(num // 2, 1), num, num)
         torch.testing.assert_close(denoiser.unseen_power, torch.tensor([first, second]))
         return denoiser.certainty.tolist()
     for second in (0.12, 0.4):
@@ -309,7 +309,7 @@ def test_certainty_forgets_what_is_long_ago(linear_gaussian):
     denoiser = Shaken(linear_gaussian(nu=0.3)).denoiser()
     told = torch.randn(50, 10, 2)
     for number, power in enumerate(told):
-        denoiser.follow_unseen(power, 100)
+        denoiser.follow_unseen(power, 10, 100)
         if number < 10:
             torch.testing.assert_close(
                 denoiser.unseen_power, told[:number + 1].flatten(0, 1).mean(0))

@@ -17,7 +17,6 @@ import torch
 
 from dpg_robot.learn.estimators import (
     best_lean,
-    best_lean_on_device,
     denoising,
     doubly_robust,
     ESTIMATORS,
@@ -25,6 +24,7 @@ from dpg_robot.learn.estimators import (
     MAX_LEAN,
     regression_error,
     reinforce,
+    RIDGE,
     Sample,
     unexplained,
 )
@@ -254,19 +254,27 @@ def test_best_lean_before_the_first_batch_is_zero():
 
 
 @pytest.mark.parametrize('num_guides', [1, 2, 3])
-def test_best_lean_without_waiting_is_the_same(num_guides):
-    at_bounds = set()
+def test_each_lean_solves_its_equation_or_is_at_the_bound_that_keeps_it(num_guides):
+    at_bounds, eye = set(), torch.eye(num_guides)
     for _ in range(200):
         guides = torch.randn(40, num_guides) + 0.5 * torch.randn(40, 1)
         goal = guides @ (1.5 * torch.randn(num_guides)) + torch.randn(40)
         instruments = guides + 0.3 * torch.randn(40, num_guides)
         moments = instruments.T @ torch.cat([guides, goal[:, None]], 1) / 40
-        lean = best_lean_on_device(moments)
-        torch.testing.assert_close(lean, best_lean(moments), rtol=1e-4, atol=1e-4)
+        matrix, covariance = moments[:, :-1] * (1 + RIDGE * eye), moments[:, -1]
+        lean = best_lean(moments)
+        alone = lean + (covariance - matrix @ lean) / matrix.diagonal()
+        torch.testing.assert_close(lean, alone.clamp(0, MAX_LEAN), rtol=1e-4, atol=1e-4)
         at_bounds |= {(lean == 0).any().item(), (lean == MAX_LEAN).any().item()}
     assert at_bounds == {True, False}
-    zeros = torch.zeros(num_guides, num_guides + 1)
-    assert best_lean_on_device(zeros).tolist() == [0] * num_guides
+
+
+@pytest.mark.parametrize('moments, expected', [
+    ([[-0.5, 0.3], ], [0.0]),
+    ([[-0.5, 0.2, 0.3], [0.2, 2.0, 1.0]], [0.0, 0.5]),
+    ([[1.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 0.5], [0.0, 0.0, -1.0, 1.0]], [0.25, 0.25, 0.0])])
+def test_a_guide_whose_instrument_tells_nothing_of_it_gets_nothing(moments, expected):
+    assert best_lean(torch.tensor(moments)).tolist() == pytest.approx(expected, rel=2e-3)
 
 
 def test_best_lean_is_near_zero_for_a_random_guide(case):
