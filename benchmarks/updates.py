@@ -17,7 +17,9 @@
     .venv/bin/pip install -r requirements/bench.txt -c requirements/constraints.txt
     .venv/bin/python benchmarks/updates.py
 
-Both update from the same number of random transitions of one task's shape. They take turns, round
+Both update from the same number of random transitions of one task's shape. What our learner takes
+from each new transition, before it goes to the replay, is a part of our update: as often as the
+task's training has new ones. The learners take turns, round
 by round, so that a change in the machine's speed meets all of them; each has the number of torch
 threads with which it is fastest here.
 """
@@ -46,8 +48,8 @@ NUM_TRANSITIONS = 10_000
 WARM_UP = 50
 
 
-def our_updates(config, spec):
-    """Return a function that takes a number of updates."""
+def our_updates(config, spec, trainer):
+    """Return a function that takes a number of updates, and the new transitions between them."""
     learner = Learner(config, spec.obs_dim, spec.action_dim)
     replay = Replay(NUM_TRANSITIONS, spec.obs_dim, spec.action_dim)
     obs = torch.randn(NUM_TRANSITIONS, spec.obs_dim)
@@ -57,9 +59,16 @@ def our_updates(config, spec):
                   torch.zeros(NUM_TRANSITIONS), torch.zeros(NUM_TRANSITIONS))
     replay.add(batch)
     learner.observe(batch)
+    new = Batch(*(column[:trainer.num_worlds] for column in batch))
+    rounds_per_update, due = 1 / (trainer.updates_per_step * trainer.num_worlds), 0.0
 
     def update(count):
+        nonlocal due
         for left in reversed(range(count)):  # SAC, too, logs once in so many
+            due += rounds_per_update
+            while due >= 1:
+                learner.observe(new)
+                due -= 1
             learner.update(replay.sample(config.batch_size), report=left == 0)
     return update
 
@@ -105,8 +114,8 @@ def main():
     spec = make_world(config.world).policy_spec
     learners = {'sb3_sac': sac_updates(config.learner, spec)}
     for name in options.estimators:
-        ours = load_config(options.task, [f'learner.estimator={name}']).learner
-        learners[name] = our_updates(ours, spec)
+        ours = load_config(options.task, [f'learner.estimator={name}'])
+        learners[name] = our_updates(ours.learner, spec, ours.trainer)
     threads = {}
     for name, update in learners.items():
         update(WARM_UP)

@@ -193,9 +193,10 @@ def _train(options):
         raise SpecError(f'{run_dir} holds no training to resume: there is no '
                         + ' and no '.join(wanted))
     if not train(load_training(config, _overrides(options)), run_dir, options.resume):
-        print(f'stopped; go on with: dpg-robot train --resume --run-dir {run_dir}')
+        print('stopped; go on with: dpg-robot train --resume --run-dir '
+              + shlex.quote(str(run_dir)))
         raise SystemExit(130)  # not done, so that what follows in a script does not go on
-    print(f'done; write the policy with: dpg-robot export {run_dir}')
+    print(f'done; write the policy with: dpg-robot export {shlex.quote(str(run_dir))}')
 
 
 def train(config, run_dir: Path, resume: bool = False) -> bool:

@@ -52,7 +52,10 @@ def find_file(address: str, name: str) -> Path:
         return Path(address)
     package, *parts = address.removeprefix(PACKAGE_URI).split('/')
     if package == 'dpg_robot':
-        return share_path(*parts)
+        try:
+            return share_path(*parts)
+        except SpecError as error:
+            raise SpecError(f'{name}: {error}') from error
     share = _ament_share(package)
     if share is None:
         raise SpecError(f'{name} must be in a ROS package that is installed in a sourced '

@@ -61,7 +61,8 @@ class View:
 
     :param task: name of a task, or a YAML file.
     :param overrides: changes to its world, such as ``noise.actuator=0.2``.
-    :param model: an exported policy; without, ``policy`` is 'random' or 'zero'.
+    :param model: an exported policy, to act in this world, whichever it was trained in; without,
+        ``policy`` is 'random' or 'zero'.
     :param seconds: simulated time to show [s].
     """
 
@@ -78,7 +79,7 @@ class View:
         :raises SpecError: if the task, an override or the model is wrong, or the model has been
             trained for something else.
         """
-        from dpg_robot.experiment import check_world, load_config, world_of
+        from dpg_robot.experiment import check_world, load_config
         from dpg_robot.sim.noise import NoiseConfig
         from dpg_robot.sim.world import make_world
         config = load_config(self.task, [
@@ -90,7 +91,6 @@ class View:
             if policy.spec.task != config.task:
                 raise SpecError(f'{self.model} must be a policy for {config.task}, got one for '
                                 f'{policy.spec.task}')
-            config = world_of(policy.spec, list(self.overrides))
             check_world(policy.spec, config)
         world = make_world(config if noisy else replace(config, noise=NoiseConfig()), render_mode)
         return world, self._actor(world.policy_spec, policy)

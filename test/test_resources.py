@@ -57,3 +57,5 @@ def test_a_file_by_path_or_in_a_ros_package():
     with pytest.raises(SpecError, match='^it must be in a ROS package that is installed in a '
                        'sourced workspace, got package://no_such/arm.xml$'):
         find_file('package://no_such/arm.xml', 'it')
+    with pytest.raises(SpecError, match='^it: urdf/arm.urdf does not come with this'):
+        find_file('package://dpg_robot/urdf/arm.urdf', 'it')

@@ -30,7 +30,7 @@ import pytest
 from dpg_robot import view as module
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import check_world, world_of
-from dpg_robot.resources import share_path
+from dpg_robot.resources import share_path, task_file
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.tasks import TASKS
 from dpg_robot.view import _show, task_table, View, view
@@ -146,6 +146,26 @@ def test_a_policy_acts():
     for _ in range(20):
         obs, *_ = world.step(act(obs))
     assert np.linalg.norm(obs[:3] - obs[6:]) < 0.05 < far
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.9])
+def test_a_policy_acts_in_the_world_of_the_file(tmp_path, noise):
+    path = tmp_path / 'mine.yaml'
+    path.write_text(f'world: {{task: fetch_reach, noise: {{actuator: {noise}}}}}')
+    world, act = View(str(path), model=share_path('models', 'fetch_reach.onnx')).open(True)
+    obs, _ = world.reset(seed=0)
+    action = act(obs)
+    executed = world.step(action)[4]['executed_action']
+    assert np.allclose(executed, action, atol=1e-6) == (noise == 0.0)
+
+
+def test_a_policy_of_another_robot_is_refused(tmp_path):
+    path = tmp_path / 'mine.yaml'
+    text = task_file('six_axis_reach').read_text()
+    path.write_text(text.replace('control_rate_hz: 20', 'control_rate_hz: 25'))
+    with pytest.raises(SpecError, match='^the world must keep the contract of the policy: '
+                                        'control_rate_hz must be 20.0 .*, got 25.0$'):
+        View(str(path), model=share_path('models', 'six_axis_reach.onnx')).open(True)
 
 
 def test_nothing_to_draw_with_is_told(tmp_path):

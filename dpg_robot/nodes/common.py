@@ -33,6 +33,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.nodes.output import output_without_waiting
@@ -56,6 +57,8 @@ class Parameter(NamedTuple):
 
 def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
     """Declare a table of parameters and return their values by name.
+
+    Whatever else was given is told in the log: a file of parameters may be for other nodes too.
 
     :raises SpecError: if a value has the wrong type, range or is not one of the choices.
     """
@@ -83,6 +86,9 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
             raise SpecError(f'parameter {entry.name} must be one of '
                             f'{", ".join(entry.choices)}; got {value!r}')
         values[entry.name] = value
+    for name in node._parameter_overrides:  # what was given; ROS offers no other way to it
+        if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
+            node.get_logger().warning(f'there is no parameter {name}: it is ignored')
     return values
 
 
@@ -187,6 +193,7 @@ def _run(make_node, args, grace_s):
     wait_for_end, end = _catch_signals()
     node = None
     try:
+        _check_arguments(sys.argv[1:] if args is None else args)
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node(stop)
     except (ValueError, RuntimeError, NameValidationException, ParameterException) as error:
@@ -225,6 +232,13 @@ def _run(make_node, args, grace_s):
     executor.shutdown(timeout_sec=1.0)
     _shut_down(node)
     return 1 if failed.is_set() else 0
+
+
+def _check_arguments(arguments):
+    left = remove_ros_args(list(arguments))
+    if left:
+        raise SpecError('arguments must follow --ros-args, as in --ros-args -p NAME:=VALUE; got '
+                        + ' '.join(left))
 
 
 def _shut_down(node):

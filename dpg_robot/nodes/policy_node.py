@@ -295,6 +295,8 @@ class PolicyNode(ManagedNode):
             self.get_logger().error(f'safe command: {_join(loop.faults)}')
             if any(fault.kind == 'exception' for fault in loop.faults):
                 self.get_logger().error(loop.control.last_error)
+        elif loop.state == 'waiting' and all(f.kind != 'listening' for f in loop.faults):
+            self.get_logger().warning(f'waiting: {_join(loop.faults)}')
         self.report()
 
     def _watch(self):

@@ -66,7 +66,8 @@ class PolicyTopics:
                          f'observation term {term.name}')
         self._node, self._subscriptions, self._mailbox = node, [], Mailbox(node)
         self._types = {term.topic: term.type for term in spec.observation}
-        self._resolved = {topic: node.resolve_topic_name(topic) for topic in self._types}
+        self._resolved = {topic: node.resolve_topic_name(topic) for topic in (
+            *self._types, *(term.topic for term in spec.action))}
         self.guards = {topic: make_guard() for topic in self._types}
         # Of two threads, one may send while the other rehearses.
         self._writer, self._hidden_writer = (
@@ -153,7 +154,7 @@ class PolicyTopics:
         flush(self._publishers.values())
 
     def publishers(self) -> dict[str, list[str]]:
-        """Return the names of the nodes that publish each state topic."""
+        """Return the names of the nodes that publish each topic of states or commands."""
         return {topic: sorted(
             f'{end.node_namespace.rstrip("/")}/{end.node_name}' + self._unheard(topic, end)
             for end in self._node.get_publishers_info_by_topic(resolved))

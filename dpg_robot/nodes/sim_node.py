@@ -103,6 +103,10 @@ class SimNode(Node):
             depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL))
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._connect(self.robot.spec)
+        spec = self.robot.spec
+        self.get_logger().info(
+            f'{spec.task}: a {spec.robot} at {1.0 / self._pacer.period_s:g} Hz; publishes '
+            f'{", ".join(self._state_publishers)}; obeys {", ".join(group_by_topic(spec.action))}')
 
     def _connect(self, spec):
         frame = self.settings['frame_id']
@@ -215,7 +219,7 @@ def _load_world(settings):
     try:
         with open(path) as file:
             data = load_yaml(file)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecError(f'task file {path} cannot be read: {error}') from error
     if not isinstance(data, dict) or 'world' not in data:
         raise SpecError(f"task file {path} must have a 'world' section")

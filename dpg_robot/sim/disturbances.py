@@ -126,11 +126,14 @@ class Pushes:
         """Find the bodies.
 
         :param sim: has MuJoCo's ``model`` and ``data``.
-        :raises SpecError: if there is no such body.
+        :raises SpecError: if there is no such body, or it cannot move.
         """
-        names = [sim.model.body(i).name for i in range(1, sim.model.nbody)]
+        bodies = [sim.model.body(i) for i in range(sim.model.nbody)]
+        names = [body.name for body in bodies if body.weldid[0]]  # the others are fixed
+        fixed = {body.name for body in bodies}.difference(names)
         for name in config:
-            _check_name(name, names, 'noise.pushes', 'a body', task)
+            kind = 'a movable body' if name in fixed else 'a body'
+            _check_name(name, names, 'noise.pushes', kind, task)
         self._dt, self._config = control_dt, tuple(config.values())
         self._forces = [sim.data.body(name).xfrc_applied[:3] for name in config]
         self.memory = np.zeros((len(config), 5))

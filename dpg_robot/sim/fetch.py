@@ -34,9 +34,7 @@ from dpg_robot.sim.task import control_rate, GoalTask, IMAGE_SIZE, max_age, stal
 MAX_STEP_M = 0.05
 WELD_GAIN = 0.65
 EPISODE_STEPS = 50
-# What positions [m] and the gripper's velocity [m/s] are believed to be, either way.
-WORKSPACE_M = 3.0
-TOP_SPEED = 10.0
+TOP_SPEED = 10.0  # what the gripper's velocity is believed to be, either way [m/s]
 
 OBJECT_TASKS = {
     'fetch_push': MujocoFetchPushEnv, 'fetch_slide': MujocoFetchSlideEnv,
@@ -56,7 +54,8 @@ class _Fetch(GoalTask):
         age = max_age(sim)
         action = [_gripper_velocity(control_rate(sim))]
         observation = [
-            terms.point('end_effector_position', 'end_effector/pose', age, within=WORKSPACE_M),
+            terms.point('end_effector_position', 'end_effector/pose', age,
+                        within=terms.WORKSPACE_M),
             terms.velocity('end_effector_velocity', 'end_effector/twist', age, within=TOP_SPEED)]
         if not sim.block_gripper:
             action.append(terms.commands('finger_displacement', 'gripper/commands', 'm',
@@ -66,11 +65,12 @@ class _Fetch(GoalTask):
                 terms.joints('finger_velocity', 'velocity', FINGERS, 'm/s', age)]
         if sim.has_object:
             observation += [
-                terms.point('object_position', 'object/pose', age, within=WORKSPACE_M),
+                terms.point('object_position', 'object/pose', age, within=terms.WORKSPACE_M),
                 terms.orientation('object_orientation', 'object/pose', age),
                 terms.velocity('object_velocity', 'object/twist', age),
                 terms.angular_velocity('object_angular_velocity', 'object/twist', age)]
-        goal = terms.point('goal_position', 'goal/pose', terms.GOAL_AGE_S, within=WORKSPACE_M)
+        goal = terms.point('goal_position', 'goal/pose', terms.GOAL_AGE_S,
+                           within=terms.WORKSPACE_M)
         super().__init__(sim, PolicySpec(
             spec_version=SPEC_VERSION, task=name, robot='fetch',
             control_rate_hz=control_rate(sim), eps_dim=3 + (not sim.block_gripper),

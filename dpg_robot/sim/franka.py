@@ -120,8 +120,10 @@ class FrankaReach(GoalTask):
             observation=(
                 terms.joints('joint_position', 'position', names, 'rad', age),
                 terms.joints('joint_velocity', 'velocity', names, 'rad/s', age),
-                terms.point('end_effector_position', 'end_effector/pose', age),
-                terms.point('goal_position', 'goal/pose', terms.GOAL_AGE_S)),
+                terms.point('end_effector_position', 'end_effector/pose', age,
+                            within=terms.WORKSPACE_M),
+                terms.point('goal_position', 'goal/pose', terms.GOAL_AGE_S,
+                            within=terms.WORKSPACE_M)),
             action=(terms.commands('joint_velocity', 'velocity/commands', 'rad/s',
                                    sim.robot.act_rng[:JOINTS], names),)), EPISODE_STEPS)
 

@@ -26,6 +26,8 @@ from dpg_robot.resources import find_file, PACKAGE_URI
 CONTROLS = ('position', 'velocity', 'torque')
 # No arm is meant to turn faster: 90 is a speed in degrees.
 MAX_SPEED = 30.0
+# A turn [rad], of a joint without limits: 90 is an angle in degrees.
+MAX_FREE_HOME = 6.2832
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class RobotConfig:
     end_effector: str = ''
     sim_dt: float | None = bounded(None, above=0, maximum=0.1)
     home: tuple[float, ...] = ()
-    home_spread: float = bounded(0.1, minimum=0)
+    home_spread: float = bounded(0.1, minimum=0, maximum=3.1416)
     position_lower: tuple[float, ...] = ()
     position_upper: tuple[float, ...] = ()
     velocity_limit: tuple[float, ...] = bounded((), above=0)

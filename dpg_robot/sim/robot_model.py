@@ -25,7 +25,13 @@ import mujoco
 import numpy as np
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.sim.robot_config import find_model, hash_of, MAX_SPEED, RobotConfig
+from dpg_robot.sim.robot_config import (
+    find_model,
+    hash_of,
+    MAX_FREE_HOME,
+    MAX_SPEED,
+    RobotConfig,
+)
 
 # What is added to the user's model; a slash keeps it apart from names of the user's own.
 TOOL, GOAL = 'dpg_robot/tool', 'dpg_robot/goal'
@@ -111,9 +117,10 @@ def _parse(path):
 
 
 def _tidy_urdf(spec):
-    # Frames on fixed joints, such as a tool's, would be merged into the links before them.
-    spec.compiler.fusestatic = False
-    # MuJoCo reads few of the formats of meshes, and masses come from <inertial>.
+    # Frames on fixed joints, such as a tool's, would be merged into the links before them, and
+    # what touches nothing would be left out, as the ball that shows the goal.
+    spec.compiler.fusestatic = spec.compiler.discardvisual = False
+    # MuJoCo reads few of the formats of meshes, and masses should come from <inertial>.
     for geom in list(spec.geoms):
         if geom.type == mujoco.mjtGeom.mjGEOM_MESH:
             spec.delete(geom)
@@ -163,7 +170,7 @@ def _mark_tool(spec, config):
     if config.goal:
         ball = spec.worldbody.add_body(name=GOAL, mocap=True)
         ball.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[config.goal.tolerance, 0, 0],
-                      contype=0, conaffinity=0, group=0, rgba=[0.1, 0.7, 0.2, 0.6])
+                      mass=0, contype=0, conaffinity=0, group=0, rgba=[0.1, 0.7, 0.2, 0.6])
 
 
 def _moved_bodies(joints):
@@ -211,6 +218,9 @@ def _measure(spec, model, config, path):
     middle = np.clip(0.0, lower, upper)
     home = per_joint(config.home, num, middle)
     _check_within('home', home, lower, upper, config.joints)
+    for i in np.flatnonzero(np.isinf(lower) & (np.abs(home) > MAX_FREE_HOME)):
+        raise SpecError(f'world.robot.home[{i}] must be in rad and within +-{MAX_FREE_HOME:g} for '
+                        f'{config.joints[i]}, which has no limits, got {home[i]:g}')
     return RobotModel(
         model, spec.modelname, model.jnt_qposadr[ids], model.jnt_dofadr[ids], ids, lower, upper,
         velocity, torque, home, _sim_steps(config, model))
@@ -299,11 +309,11 @@ def _add_servos(spec, config, robot):
     # Critical damping, part of which the joint has by itself.
     critical = np.maximum(2.0 * np.sqrt(kp * inertia) - damping, 0.0)
     kv = per_joint(config.kv, num, critical if config.control == 'position' else inertia * omega)
+    plain = mujoco.MjSpec()  # whose defaults are MuJoCo's; the model's may filter and delay
     for i, joint in enumerate(config.joints):
         _limit_joint(spec.joint(joint), robot, i)
-        # What is said here, and not what the model's defaults say.
-        servo = spec.add_actuator(name=f'dpg_robot/{joint}', target=joint, forcelimited=False,
-                                  trntype=mujoco.mjtTrn.mjTRN_JOINT, gear=[1, 0, 0, 0, 0, 0])
+        servo = spec.add_actuator(plain.default, name=f'dpg_robot/{joint}', target=joint,
+                                  trntype=mujoco.mjtTrn.mjTRN_JOINT)
         if config.control == 'position':
             servo.set_to_position(kp[i], kv=kv[i])
             limits = robot.lower[i], robot.upper[i]

@@ -34,6 +34,9 @@ _XYZ = tuple(f'pose.position.{axis}' for axis in 'xyz')
 # Further outside than this [m, and part of a joint's range], a measurement is wrong, or the
 # policy is asked for what it was never trained on.
 GOAL_MARGIN, JOINT_MARGIN, SPEED_MARGIN, UNLIMITED = 0.1, 0.1, 5.0, 1e9
+# The end effector's range is found from so many random positions of the joints, and widened by
+# this part of itself.
+NUM_POSITIONS, REACH_MARGIN = 2000, 0.1
 CAMERA = {'azimuth': 140.0, 'elevation': -20.0}
 
 
@@ -237,7 +240,7 @@ class Reach(_RobotTask, GoalTask):
         margin = max(GOAL_MARGIN, robot.goal.tolerance)
         spec = _robot_spec('reach', sim, (
             ObservationTerm('end_effector_position', 'end_effector/pose', _POSE, _XYZ, 'm',
-                            max_age(sim)),
+                            max_age(sim), *_end_effector_range(sim.robot)),
             ObservationTerm('goal_position', 'goal/pose', _POSE, _XYZ, 'm', 1.0,
                             _floats(np.array(robot.goal.lower) - margin),
                             _floats(np.array(robot.goal.upper) + margin))))
@@ -295,6 +298,22 @@ def _valid_range(low, high):
         return ()
     # Of a joint without limits, everything is valid.
     return _floats(np.maximum(low, -UNLIMITED)), _floats(np.minimum(high, UNLIMITED))
+
+
+def _end_effector_range(robot):
+    """Return the corners of a box that the end effector never leaves [m]."""
+    model, data, rng = robot.model, mujoco.MjData(robot.model), np.random.default_rng(0)
+    lower, upper = (np.where(np.isfinite(bounds), bounds, turn) for bounds, turn in (
+        (robot.lower, -np.pi), (robot.upper, np.pi)))
+    points = []
+    for angles in rng.uniform(lower, upper, (NUM_POSITIONS, len(lower))):
+        data.qpos[robot.qpos] = angles
+        mujoco.mj_kinematics(model, data)
+        points.append(data.site(TOOL).xpos.copy())
+    low, high = np.min(points, 0), np.max(points, 0)
+    margin = REACH_MARGIN * np.max(high - low)
+    # Whole decimetres: no contract may differ in the last digit of another machine's sine.
+    return _floats(np.floor(10 * (low - margin)) / 10), _floats(np.ceil(10 * (high + margin)) / 10)
 
 
 def _action_term(config, robot):

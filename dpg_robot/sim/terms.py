@@ -31,6 +31,8 @@ ARRAY = 'std_msgs/msg/Float64MultiArray'
 
 # A goal need not be told more often than once a second.
 GOAL_AGE_S = 1.0
+# What the positions of an arm and of what it handles are believed to be, either way [m].
+WORKSPACE_M = 3.0
 
 
 def joints(name: str, what: str, names: Sequence[str], unit: str, age: float,

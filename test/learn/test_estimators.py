@@ -269,6 +269,12 @@ def test_each_lean_solves_its_equation_or_is_at_the_bound_that_keeps_it(num_guid
     assert at_bounds == {True, False}
 
 
+def test_guides_that_no_equation_tells_apart_share_what_they_explain():
+    half = 1001 * 0.5  # the ridge makes each moment of a guide with itself 1001 too
+    lean = best_lean(torch.tensor([[1000, 1001, half], [1001, 1000, half]]))
+    assert lean.sum().item() == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize('moments, expected', [
     ([[-0.5, 0.3], ], [0.0]),
     ([[-0.5, 0.2, 0.3], [0.2, 2.0, 1.0]], [0.0, 0.5]),

@@ -14,12 +14,14 @@
 
 """Tests of parameters from a table, as the command line gives them."""
 
+import re
+
 import pytest
 import rclpy
 from rclpy.node import Node
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.nodes.common import declare_parameters, Parameter
+from dpg_robot.nodes.common import declare_parameters, Parameter, run
 
 TABLE = (Parameter('words', [''], 'some words'), Parameter('limit', 1.0, 'a limit', 0.5, 2.0))
 
@@ -44,6 +46,24 @@ def declared():
     (('-p', 'words:=[]'), [''])])  # an empty list has no type in ROS
 def test_a_list(declared, arguments, words):
     assert declared(*arguments) == {'words': words, 'limit': 1.0}
+
+
+def test_what_is_no_parameter_is_told(declared, capfd):
+    assert declared('-p', 'limits:=2.0', '-p', 'use_sim_time:=false')['limit'] == 1.0
+    told = capfd.readouterr()
+    assert (told.out + told.err).count('there is no parameter') == 1
+    assert 'there is no parameter limits: it is ignored' in told.out + told.err
+
+
+@pytest.mark.parametrize('arguments', [
+    ['limit:=2.0'], ['--model', 'new.onnx'], ['new.onnx', '--ros-args', '-p', 'limit:=2.0']])
+def test_arguments_that_ros_does_not_take_end_it_at_once(arguments, capsys):
+    def make_node(stop):
+        raise AssertionError('not with these arguments')
+    assert run(make_node, arguments) == 2
+    assert re.fullmatch('make_node: arguments must follow --ros-args, as in --ros-args -p '
+                        r'NAME:=VALUE; got (limit:=2\.0|(--model )?new\.onnx)\n',
+                        capsys.readouterr().err)
 
 
 @pytest.mark.parametrize('argument, words', [

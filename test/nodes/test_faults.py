@@ -237,6 +237,15 @@ def test_backward_stamps_are_left_out(ros, driven):
     assert float(values(status)['age_s.position']) < MAX_AGE_S
 
 
+def test_another_node_that_commands_the_same_robot_is_told(ros, driven):
+    second = ros.node.create_publisher(Float64MultiArray, 'effort/commands', 1)
+    words = 'effort/commands has 2 publishers: '
+    status = status_of(ros, 'inputs', lambda status: words in status.message)
+    assert status.level == b'\1' and '/test_harness' in status.message
+    ros.node.destroy_publisher(second)
+    status_of(ros, 'inputs', lambda status: status.message == 'no conflict')
+
+
 def test_a_wild_state_gives_commands_within_limits(driven):
     driven.content['position'] = [20.0, -20.0]
     driven.wait([LIMIT, -LIMIT])

@@ -17,6 +17,7 @@
 from array import array
 import os
 from pathlib import Path
+import re
 import signal
 import threading
 import time
@@ -499,6 +500,7 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
     assert status.level == DiagnosticStatus.WARN
     assert 'hand: never received' in status.message
     assert 'goal: never received' in status.message
+    ros.wait(lambda: re.search('waiting: .*hand: never received', process.log.read_text()))
     ros.wait(lambda: len(commands) > 3)
     twist = commands[-1][1]
     assert (twist.twist.linear.x, twist.header.frame_id) == (0.0, 'world')

@@ -21,6 +21,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.sim.disturbances import (
     PushConfig,
     Pushes,
@@ -143,6 +144,14 @@ def test_a_push_moves_the_body_by_its_impulse(sim):
         mujoco.mj_step(sim.model, sim.data, nstep=5)
     assert np.linalg.norm(impulse) > 1
     np.testing.assert_allclose(sim.data.qvel[:3], impulse / 2.0, atol=1e-9)
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('base', 'a movable body'), ('world', 'a movable body'), ('leg', 'a body')])
+def test_what_cannot_move_cannot_be_pushed(sim, name, kind):
+    with pytest.raises(SpecError, match=rf'^noise.pushes must name {kind} of toy \(ball, arm\), '
+                       f'got {name}$'):
+        Pushes(sim, 'toy', {name: PushConfig(1.0, (1.0, 2.0), 0.1)}, DT)
 
 
 def draws(model, num=3000, **config):

@@ -145,6 +145,7 @@ def world(folder, *args, **options):
      '(-2.96706 to 2.96706), got 3.5'),
     ({'position_lower': [1.0], 'position_upper': [0.5]},
      'position_lower[0] must be below position_upper[0] (0.5), or both left out, got 1'),
+    ({'home_spread': 10}, 'home_spread must be at most 3.1416, got 10.0'),
     ({'kp': [10.0]}, 'kp means nothing with velocity control, got [10.0]'),
     ({'acceleration_limit': [5.0], 'control': 'position'},
      'acceleration_limit means nothing with position control, got [5.0]'),
@@ -224,6 +225,22 @@ def test_old_actuators_of_the_joints_go_and_others_stay(tmp_path, monkeypatch):
     assert [each.gear[0] for each in servos] == [1.0, 1.0]
     assert [each.ctrlrange.tolist() for each in servos] == [[-2.0, 2.0]] * 2
     assert [each.forcelimited[0] for each in servos] == [1, 0]
+
+
+@pytest.mark.parametrize('control', ['position', 'velocity', 'torque'])
+@pytest.mark.parametrize('default', [
+    '<position kp="20" timeconst="0.1"/>', '<general dyntype="filter" dynprm="0.5"/>',
+    '<general delay="0.01" nsample="3"/>', '<general damping="3" armature="2"/>', '<muscle/>',
+    '<general biastype="affine" biasprm="1 2 3"/>'], ids=str)
+def test_servos_are_not_what_the_models_defaults_say(tmp_path, monkeypatch, control, default):
+    def servos():
+        model = world(tmp_path, control=control, torque_limit=[3.0]).env.sim.model
+        return {name: getattr(model, name)[1:].tolist() for name in dir(model) if re.match(
+            'actuator_(dyn|gain|bias|actnum|actlim|delay|history$|damp|arma|force|ctrl)', name)}
+    plain = servos()
+    monkeypatch.setitem(globals(), 'ARM', ARM.replace(
+        '<worldbody>', f'<default>{default}</default><worldbody>'))
+    assert servos() == plain and len(plain) > 10
 
 
 @pytest.mark.parametrize('control', ['position', 'velocity', 'torque'])
@@ -450,6 +467,13 @@ def test_a_payload_that_the_drives_do_not_know_of_pulls_the_arm_down(tmp_path):
     assert fallen(gravity_m_s2=[5.0, 5.0]) < -0.02
 
 
+def test_bodies_that_a_mistake_is_told_of_are_the_users(tmp_path):
+    push = {'rate_hz': 1, 'force_n': [1, 2], 'duration_s': 0.1}
+    for noise in {'pushes': {'elbow': push}}, {'randomize': {'mass_kg': {'elbow': [1, 2]}}}:
+        with pytest.raises(SpecError, match=r'of reach \(upper, lower, finger\), got elbow$'):
+            world(tmp_path, noise=noise)
+
+
 def test_a_world_has_a_state_before_its_first_episode(tmp_path):
     limited = world(tmp_path, control='position')
     assert np.isnan(limited.state['last_command']).all()
@@ -463,6 +487,15 @@ def test_a_joint_without_limits_leaves_the_ranges_of_the_others(tmp_path, monkey
     assert position.lower == (-1e9, pytest.approx(-0.6 * width))
     assert position.upper == (1e9, pytest.approx(0.6 * width))
     assert velocity.upper == (10.0, 10.0)
+
+
+def test_a_home_in_degrees_is_told_where_a_joint_has_no_limits(tmp_path, monkeypatch):
+    monkeypatch.setattr('test_robot_task.ARM', ARM.replace(
+        'range="-170 170" actuatorfrcrange', 'actuatorfrcrange'))
+    world(tmp_path, home=[-6.2832, 1.0])
+    with pytest.raises(SpecError, match=r'^world.robot.home\[0\] must be in rad and within '
+                       r'\+-6.2832 for a, which has no limits, got 90$'):
+        world(tmp_path, home=[90.0, 1.0])
 
 
 def test_an_action_that_is_not_finite_is_refused(tmp_path):
@@ -569,6 +602,7 @@ def test_a_urdf_with_meshes_and_a_fixed_tool(tmp_path):
     joint = task.policy_spec.observation[0]
     assert joint.lower[0] == pytest.approx(-1.25) and joint.upper[0] == pytest.approx(1.75)
     assert task.policy_spec.robot == 'urdf_arm'
+    assert task.sim.model.body('dpg_robot/goal').geomnum == [1]  # to be seen
 
 
 def test_a_urdf_without_masses_is_refused(tmp_path):
@@ -726,6 +760,18 @@ def test_the_packaged_policy_fits_the_packaged_task():
     assert world.robot == load_config('six_axis_reach').world.robot
     mine = make_world(world).policy_spec
     assert (mine.observation, mine.action) == (spec.observation, spec.action)
+
+
+def test_an_end_effector_in_other_units_or_another_frame_is_out_of_range():
+    world = make_world(load_config('six_axis_reach').world)
+    term, = (t for t in world.policy_spec.observation if t.name == 'end_effector_position')
+    sim, rng = world.env.sim, np.random.default_rng(1)
+    for angles in rng.uniform(sim.robot.lower, sim.robot.upper, (3000, 6)):
+        sim.data.qpos[sim.robot.qpos] = angles
+        mujoco.mj_kinematics(sim.model, sim.data)
+        assert (sim.end_effector > term.lower).all() and (sim.end_effector < term.upper).all()
+    for wrong in (1000 * sim.end_effector, sim.end_effector + (2.0, 0.0, 0.0)):
+        assert (wrong < term.lower).any() or (wrong > term.upper).any()
 
 
 def test_the_six_axis_arm_reaches_70_cm():
