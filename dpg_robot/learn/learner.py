@@ -29,7 +29,6 @@ from dpg_robot.learn.action_gradient import ActionGradient, NETWORKS
 from dpg_robot.learn.estimators import check_outcome
 from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.learn.networks import EnsembleMLP, polyak_update, set_products
-from dpg_robot.learn.optimizer import AdamW
 from dpg_robot.learn.policy import SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch
 from dpg_robot.learn.routes import inverted_ascent
@@ -127,7 +126,8 @@ class Learner(nn.Module):
                   {'params': list(self.value.parameters()), 'lr': config.critic_rate,
                    'weight_decay': config.value_weight_decay},
                   *self.action_gradient.parameter_groups()]
-        self.optimizer = AdamW(_merged(groups), capturable=device.type != 'cpu')
+        self.optimizer = torch.optim.AdamW(
+            _merged(groups), fused=True, capturable=device.type != 'cpu')
         self._learned = [p for group in groups for p in group['params']]
         self._parts = list(self.modules())
         self.eval()
