@@ -18,8 +18,8 @@
     .venv/bin/python benchmarks/updates.py
 
 Both update from the same number of random transitions of one task's shape. What our learner takes
-from each new transition, before it goes to the replay, is a part of our update: as often as the
-task's training has new ones. The learners take turns, round
+from the new transitions that come between two updates of the task's training is a part of our
+update. The learners take turns, round
 by round, so that a change in the machine's speed meets all of them; each has the number of torch
 threads with which it is fastest here.
 """
@@ -59,16 +59,12 @@ def our_updates(config, spec, trainer):
                   torch.zeros(NUM_TRANSITIONS), torch.zeros(NUM_TRANSITIONS))
     replay.add(batch)
     learner.observe(batch)
-    new = Batch(*(column[:trainer.num_worlds] for column in batch))
-    rounds_per_update, due = 1 / (trainer.updates_per_step * trainer.num_worlds), 0.0
+    per_update = max(1, round(1 / trainer.updates_per_step))
+    new = Batch(*(column[:per_update] for column in batch))
 
     def update(count):
-        nonlocal due
         for left in reversed(range(count)):  # SAC, too, logs once in so many
-            due += rounds_per_update
-            while due >= 1:
-                learner.observe(new)
-                due -= 1
+            learner.observe(new)
             learner.update(replay.sample(config.batch_size), report=left == 0)
     return update
 

@@ -59,6 +59,7 @@ class OffPolicy:
         self._is_rare = config.updates_per_step * config.num_worlds < 1
         self._report, self._metrics = True, {}
         self.replay = self._make_replay(obs_dim, action_dim, goals)
+        self._new: list[Batch] = []  # what the learner has not seen
         self.updates, self.updates_due = 0, 0.0
         self._world_numbers = torch.arange(config.num_worlds, device=self.device)
 
@@ -87,11 +88,21 @@ class OffPolicy:
         self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
+            if self.updates_due >= 1:
+                self._observe()
             while self.updates_due >= 1:
                 self._metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
                 self.updates_due -= 1
                 self.updates += 1
         return self._metrics
+
+    def _observe(self):
+        """Show the learner all that is new, together, before anything is fitted to it."""
+        self.learner.observe(self._together())
+        self._new = []
+
+    def _together(self):
+        return Batch(*(torch.cat(column) for column in zip(*self._new)))
 
     def _learn(self, *batch):
         return self.learner.update(Batch(*batch), self._report)
@@ -105,7 +116,7 @@ class OffPolicy:
         self.replay.add(batch)
         if self.config.hindsight:
             self.replay.end_episodes((step.terminated + step.truncated) > 0)
-        self.learner.observe(batch)
+        self._new.append(batch)
 
     @torch.no_grad()
     def _explore(self, obs, env_steps):
@@ -146,6 +157,7 @@ class OffPolicy:
         return {'learner': self.learner.state_dict(),
                 'optimizer': self.learner.optimizer.state_dict(),
                 'replay': self.replay.state_dict(), 'updates': self.updates,
+                'new': tuple(self._together()) if self._new else None,
                 'updates_due': self.updates_due, 'rng': self.rng.bit_generator.state,
                 'metrics': dict(self._metrics)}
 
@@ -154,6 +166,7 @@ class OffPolicy:
         self.learner.load_state_dict(state['learner'])
         self.learner.optimizer.load_state_dict(state['optimizer'])
         self.replay.load_state_dict(state['replay'])
+        self._new = [Batch(*state['new'])] if state['new'] else []
         self.updates, self.updates_due = state['updates'], state['updates_due']
         self.rng.bit_generator.state = state['rng']
         self._metrics = state.get('metrics', {})

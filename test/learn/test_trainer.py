@@ -38,6 +38,7 @@ from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import open_trainer
 from dpg_robot.learn import off_policy as module
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
+from dpg_robot.learn.learner import Learner
 from dpg_robot.learn.off_policy import OffPolicy
 from dpg_robot.learn.replay import Replay, RUN
 from dpg_robot.learn.run_log import Progress
@@ -361,6 +362,27 @@ def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
     held_out = trainer.algorithm.replay.data.held_out[:200].reshape(100, 2)
     assert (held_out[:RUN] == torch.tensor([0.0, 0.0])).all()
     assert (held_out[RUN:] == torch.tensor([0.0, 1.0])).all()
+
+
+@pytest.mark.parametrize('updates_per_step, num_updates, num_new', [(0.5, 1, 2), (2, 2, 1)])
+def test_what_is_new_is_seen_once_and_before_the_next_update(
+        tmp_path, monkeypatch, updates_per_step, num_updates, num_new):
+    observe, update, seen, order = Learner.observe, Learner.update, [], ''
+
+    def note(what, function, *arguments):
+        nonlocal order
+        order += what
+        return function(*arguments)
+    monkeypatch.setattr(Learner, 'observe', lambda self, batch: (
+        seen.append(batch.obs), note('n', observe, self, batch)))
+    monkeypatch.setattr(Learner, 'update', lambda *of: note('u', update, *of))
+    trainer = train(tiny_config('trainer.num_worlds=1', 'trainer.env_steps=100',
+                                f'trainer.updates_per_step={updates_per_step}'), tmp_path)
+    assert re.fullmatch(f'(n{num_updates * "u"})+', order)
+    assert len(seen[0]) > num_new and {len(obs) for obs in seen[1:]} == {num_new}
+    seen = torch.cat(seen)
+    assert torch.equal(seen, trainer.algorithm.replay.data.obs[:len(seen)])
+    assert len(seen) > 100 - num_new
 
 
 @pytest.mark.parametrize('stop_rounds', [0, 61])
