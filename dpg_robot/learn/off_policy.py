@@ -88,12 +88,12 @@ class OffPolicy:
         self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
-            if self.updates_due >= 1:
-                self._observe()
-            while self.updates_due >= 1:
-                self._metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
-                self.updates_due -= 1
-                self.updates += 1
+        if self.updates_due >= 1 or not self.updates:
+            self._observe()
+        while self.updates_due >= 1:
+            self._metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
+            self.updates_due -= 1
+            self.updates += 1
         return self._metrics
 
     def _observe(self):

@@ -378,11 +378,22 @@ def test_what_is_new_is_seen_once_and_before_the_next_update(
     monkeypatch.setattr(Learner, 'update', lambda *of: note('u', update, *of))
     trainer = train(tiny_config('trainer.num_worlds=1', 'trainer.env_steps=100',
                                 f'trainer.updates_per_step={updates_per_step}'), tmp_path)
-    assert re.fullmatch(f'(n{num_updates * "u"})+', order)
-    assert len(seen[0]) > num_new and {len(obs) for obs in seen[1:]} == {num_new}
+    assert re.fullmatch(f'n+{num_updates * "u"}(n{num_updates * "u"})+', order)
+    num_first = order.index('u')  # until learning begins, at once
+    assert {len(obs) for obs in seen[:num_first]} == {1}
+    assert {len(obs) for obs in seen[num_first:]} == {num_new}
     seen = torch.cat(seen)
     assert torch.equal(seen, trainer.algorithm.replay.data.obs[:len(seen)])
     assert len(seen) > 100 - num_new
+
+
+def test_what_is_new_and_not_yet_seen_is_resumed(tmp_path):
+    config = tiny_config('trainer.num_worlds=1', 'trainer.env_steps=100',
+                         'trainer.updates_per_step=0.25')
+    stopped = train(config, tmp_path / 'parts', should_stop=stop_after(62))
+    assert len(stopped.algorithm.state_dict()['new'][0]) > 1
+    assert_same_parameters(
+        train(config, tmp_path / 'whole'), train(config, tmp_path / 'parts'))
 
 
 @pytest.mark.parametrize('stop_rounds', [0, 61])
