@@ -19,9 +19,8 @@
 
 Both update from the same number of random transitions of one task's shape. What our learner takes
 from the new transitions that come between two updates of the task's training is a part of our
-update. The learners take turns, round
-by round, so that a change in the machine's speed meets all of them; each has the number of torch
-threads with which it is fastest here.
+update. The learners take turns, round by round, so that a change in the machine's speed meets all
+of them; each has the number of torch threads with which it is fastest here.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ import math
 from dpg_robot.contract.spec import PolicySpec
 
 NOTHING = str(0), str(0.0), str(None), str({}), str([]), str(())
-
-
 _FIRST = 'A policy for the robot '
 
 

@@ -102,8 +102,8 @@ class SimNode(Node):
         self._episodes = self.create_publisher(DiagnosticStatus, '~/episode', QoSProfile(
             depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL))
         self.create_service(Trigger, '~/reset', self._on_reset)
-        self._connect(self.robot.spec)
         spec = self.robot.spec
+        self._connect(spec)
         self.get_logger().info(
             f'{spec.task}: a {spec.robot} at {1.0 / self._pacer.period_s:g} Hz; publishes '
             f'{", ".join(self._state_publishers)}; obeys {", ".join(group_by_topic(spec.action))}')

@@ -61,6 +61,12 @@ class RobotModel(NamedTuple):
     home: np.ndarray
     sim_steps: int
 
+    @property
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all angles that differ [rad]: the limits, or half a turn either way."""
+        limited = np.isfinite(self.lower)
+        return np.where(limited, self.lower, -np.pi), np.where(limited, self.upper, np.pi)
+
 
 # Worlds of one configuration share the work; each takes a copy of the model.
 @functools.lru_cache(maxsize=8)
@@ -352,11 +358,8 @@ def _check_reach(robot, region):
 def _distance(robot, point, near):
     """Return the least distance to a point found by damped least squares, from many starts."""
     model, data, rng = robot.model, mujoco.MjData(robot.model), np.random.default_rng(0)
-    limited = np.isfinite(robot.lower)
-    lower, upper = (np.where(limited, bounds, turn) for bounds, turn in (
-        (robot.lower, -np.pi), (robot.upper, np.pi)))
     jacobian, least = np.zeros((3, model.nv)), np.inf
-    for start in (robot.home, *rng.uniform(lower, upper, (IK_STARTS, len(lower)))):
+    for start in (robot.home, *rng.uniform(*robot.span, (IK_STARTS, len(robot.lower)))):
         data.qpos[robot.qpos] = start
         for _ in range(IK_STEPS):
             mujoco.mj_kinematics(model, data)

@@ -303,10 +303,8 @@ def _valid_range(low, high):
 def _end_effector_range(robot):
     """Return the corners of a box that the end effector never leaves [m]."""
     model, data, rng = robot.model, mujoco.MjData(robot.model), np.random.default_rng(0)
-    lower, upper = (np.where(np.isfinite(bounds), bounds, turn) for bounds, turn in (
-        (robot.lower, -np.pi), (robot.upper, np.pi)))
     points = []
-    for angles in rng.uniform(lower, upper, (NUM_POSITIONS, len(lower))):
+    for angles in rng.uniform(*robot.span, (NUM_POSITIONS, len(robot.lower))):
         data.qpos[robot.qpos] = angles
         mujoco.mj_kinematics(model, data)
         points.append(data.site(TOOL).xpos.copy())
