@@ -42,8 +42,10 @@ def write_atomic(path: Path, write, alone: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk is not to be filled further
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # as when it could not be opened
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
@@ -58,12 +60,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     :raises OSError: if it cannot be written; the file that was there stays.
     """
     state = {'checkpoint_version': CHECKPOINT_VERSION, **state}
-    try:
-        write_atomic(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # torch closes its archive, and hides this
-            raise error.__context__ from None
-        raise
+
+    def write(file):
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch closes its archive, and hides this
+                raise error.__context__ from None
+            raise
+    write_atomic(path, write)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

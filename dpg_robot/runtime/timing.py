@@ -26,9 +26,13 @@ import numpy as np
 # Waking from an event takes up to a millisecond now and then, from a sleep a fifth of that; an
 # event can be interrupted, so it has the long part of a wait and the sleep the last part.
 _SLEEP_S = 0.002
-# How far ahead of the state a tick is ready for it, and how long it waits for a late one, which
-# is still worth a command before the next is due. Parts of the period.
-_LEAD, _GRACE = 0.05, 0.5
+# How far ahead of the state a tick is ready for it: so many times what states come early or late
+# by on average, at least so long [s], and at most this part of the period. While a tick waits,
+# other programs have the processor's caches; while it is not ready, states wait.
+_LEADS, _SHORTEST_LEAD_S, _LONGEST_LEAD = 4.0, 0.0005, 0.05
+# How long a late state is waited for, which is still worth a command before the next is due; a
+# part of the period.
+_GRACE = 0.45
 # How far the parts of one state may lie apart, and how long it may have been there when its tick
 # is due; parts of the period.
 _SPREAD = 0.25
@@ -39,7 +43,7 @@ _GAIN, _LARGEST_STEP = 0.125, 0.02
 _MEMORY_TICKS, _MOST = 32.0, 0.75
 # How long before its deadline a tick's rehearsal ends [s]: a state that comes during it is noticed
 # only behind it. What a longer one than this part of the period takes is not counted.
-_REHEARSED_S, _LONGEST_REHEARSAL = 0.0003, 0.25
+_REHEARSED_S, _LONGEST_REHEARSAL = 0.0001, 0.25
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
 
@@ -142,8 +146,9 @@ class PhaseLock:
         """
         self._deadlines, self._listen, self._arrival = deadlines, listen, arrival
         self._is_ended, self._rehearse = is_ended, rehearse
-        self._lead_s, self._grace_s, self._spread_s = (
-            part * deadlines.period_s for part in (_LEAD, _GRACE, _SPREAD))
+        self._longest_lead_s, self._grace_s, self._spread_s = (
+            part * deadlines.period_s for part in (_LONGEST_LEAD, _GRACE, _SPREAD))
+        self._lead_s = self._longest_lead_s
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
         self._rehearsal_s = 0.0
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
@@ -155,7 +160,8 @@ class PhaseLock:
         :return: False if it was ended.
         """
         deadlines = self._deadlines
-        grace_s = self._grace_s if self._is_locked and self._freshness > _MOST else 0.0
+        is_awaited = self._is_locked and self._freshness > _MOST
+        grace_s = self._lead_s + self._grace_s if is_awaited else 0.0
         deadlines.advance(grace_s)
         self._num_states = 0
         early_s = deadlines.deadline_s - _REHEARSED_S - self._rehearsal_s
@@ -205,6 +211,7 @@ class PhaseLock:
         # Behind a state that came long ago, whole periods on: none was missed.
         late_s = self._deadlines.clock.now() - expected_s
         expected_s += max(0, math.ceil(late_s / period_s)) * period_s
+        self._lead_s = self._longest_lead_s
         self._deadlines.restart(expected_s - self._lead_s)
 
     def lose(self) -> None:
@@ -237,6 +244,11 @@ class PhaseLock:
         if early_s > 0.5 * deadlines.period_s:  # go the short way round
             early_s -= deadlines.period_s
         deadlines.deadline_s -= max(_GAIN * early_s, -_LARGEST_STEP * deadlines.period_s)
+        # This grows by more than what one late state has just moved the grid, and falls as slowly.
+        lead_s = self._lead_s + _GAIN * (_LEADS * abs(early_s) - self._lead_s)
+        lead_s = min(max(lead_s, _SHORTEST_LEAD_S), self._longest_lead_s)
+        deadlines.deadline_s += self._lead_s - lead_s
+        self._lead_s = lead_s
 
 
 def sleep_until(deadline_s: float, stop: threading.Event) -> bool:

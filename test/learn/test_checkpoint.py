@@ -177,7 +177,7 @@ def test_disk_full_leaves_the_old_checkpoint(path, monkeypatch):
         file.write(b'half of it')
         raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(torch, 'save', save)
-    with pytest.raises(OSError, match='No space left'):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         save_checkpoint(path, {'step': 8})
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_though_torch_hides_it(path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write itself fails
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
-        with pytest.raises(OSError, match='File too large'):
+        with pytest.raises(OSError, match=f"File too large: '{path}'"):
             save_checkpoint(path, {'weights': torch.randn(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -142,6 +142,35 @@ def test_a_late_first_arrival_is_made_good(monkeypatch, late_s):
     assert missed == 0
 
 
+def leads(clock, times):
+    """Return how far ahead of its state each tick was ready."""
+    arrivals, ahead = Arrivals(clock, times), []
+    clock.now = arrivals.times[0]
+    lock, deadlines = locked(clock, arrivals)
+    for _ in times[2:]:
+        assert lock.wait()
+        ahead.append(clock.now - deadlines.deadline_s)
+        lock.track()
+    return np.array(ahead)
+
+
+def test_a_tick_is_ready_just_before_a_regular_state(monkeypatch):
+    times = 100.03 + 0.1 * np.arange(100)
+    times[60] += 0.02
+    ahead = leads(Clock(monkeypatch), times)
+    assert ahead[0] == pytest.approx(0.005)
+    assert (np.diff(ahead[:40]) <= 1e-9).all()
+    np.testing.assert_allclose(ahead[[40, 58, 97]], 0.0005, atol=2e-5)
+    assert 0.001 < ahead[60] < 0.005  # ahead by more behind a late one, and then by less again
+
+
+def test_a_tick_is_ready_long_before_a_state_that_keeps_no_time(monkeypatch):
+    jitter = np.random.default_rng(1).uniform(-0.003, 0.003, 200)
+    ahead = leads(Clock(monkeypatch), 100.03 + 0.1 * np.arange(200) + jitter)
+    assert ahead[100:].mean() == pytest.approx(0.005, abs=0.0005)
+    assert ahead[100:].min() > 1e-6  # none had to wait
+
+
 @pytest.mark.parametrize('drift', [1e-4, -1e-4, 0.015, -0.015])
 def test_two_clocks_may_drift_apart(monkeypatch, drift):
     ticks, ages, missed = lock_on(
@@ -242,12 +271,13 @@ def test_after_losing_the_state_nothing_is_waited_for(monkeypatch):
 def test_each_tick_that_waits_for_a_state_is_rehearsed_before(monkeypatch):
     clock, rehearsed = Clock(monkeypatch), []
     arrivals = Arrivals(clock, 100.0 + 0.1 * np.arange(20))
-    lock, _ = locked(clock, arrivals, rehearse=lambda: rehearsed.append(clock.now))
+    lock, deadlines = locked(clock, arrivals, rehearse=lambda: rehearsed.append(clock.now))
     assert rehearsed == []
-    for _ in range(3):
-        assert lock.wait() and lock.track()
-    np.testing.assert_allclose(rehearsed, [100.0947, 100.1947, 100.2947], atol=1e-6)
-    clock.now = 100.3948  # no time for it
+    for count in range(1, 4):
+        assert lock.wait() and len(rehearsed) == count
+        assert rehearsed[-1] == pytest.approx(deadlines.deadline_s - 0.0001, abs=1e-6)
+        assert lock.track()
+    clock.now = deadlines.deadline_s + 0.1 - 0.00005  # no time for it
     assert lock.wait()
     assert len(rehearsed) == 3
 
