@@ -202,9 +202,10 @@ class TrainerNode(Node):
         return True, line
 
     def _fail(self, error):
-        self._failure, self._state = _one_line(error), 'failed'
+        self._failure = _one_line(error)
         self.get_logger().error(f'training failed: {self._failure}')
         self.get_logger().debug(traceback.format_exc())
+        self._state = 'failed'  # which a report may tell at any time: the log has the reason
         self._report()
 
     def _open(self, resume):
