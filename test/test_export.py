@@ -114,7 +114,7 @@ def test_numbers_keep_their_full_precision(trainer, exported, observations, tmp_
     term = dataclasses.replace(spec.observation[0], max_age_s=0.1 + 0.2, lower=(-1 / 3,) * 3,
                                upper=(np.nextafter(1.0, 2.0),) * 3)
     spec = dataclasses.replace(spec, observation=(term, *spec.observation[1:]),
-                               control_rate_hz=1 / 0.3)
+                               control_rate_hz=49 / 3)
     export_policy(trainer.learner.policy, spec, observations[:2], tmp_path / 'model.onnx')
     assert OnnxPolicy(tmp_path / 'model.onnx').spec == spec
 

@@ -28,6 +28,9 @@ from dpg_robot.contract.fields import parse_field
 from dpg_robot.contract.strict import bounded, dump, load, SpecError
 
 SPEC_VERSION = 1
+# A state is up to a period old when its tick comes, and some come late: a control that allows no
+# more may never begin, or never again behind a fault.
+_LEAST_AGE_PERIODS = 1.5
 
 # 'pose.position.x', 'data[3]' or 'position[elbow_joint]'
 _FIELD = re.compile(r'[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)*(\[[^\[\]]+\])?')
@@ -195,6 +198,12 @@ class PolicySpec:
             for term_name in names:
                 if names.count(term_name) > 1:
                     raise SpecError(f'{prefix}{key} term names must differ, got {term_name} twice')
+        least_s = _LEAST_AGE_PERIODS * self.control_dt
+        for i, term in enumerate(self.observation):
+            if term.max_age_s < least_s * (1.0 - 1e-9):
+                raise SpecError(
+                    f'{prefix}observation[{i}].max_age_s must be at least {_LEAST_AGE_PERIODS:g} '
+                    f'control periods ({least_s:g} s), got {term.max_age_s:g}')
         for key in ('observation', 'action'):
             types = {}
             for term in getattr(self, key):

@@ -39,6 +39,7 @@ class EmergencyStop:
         :param on_lift: called when a stop is lifted; returns one line for who asked.
         """
         self.why, self.num_stops = '', 0
+        self._node, self._is_pressed = node, False
         self._on_stop, self._on_lift = on_stop, on_lift
         # The second one hears a stop from before this node was there, if its publisher keeps it.
         # It warns of publishers that do not, which the first one hears: so it must not.
@@ -51,6 +52,7 @@ class EmergencyStop:
         node.create_service(Trigger, '~/reset_estop', self._on_reset)
 
     def _on_topic(self, message):
+        self._is_pressed = message.data
         if message.data:
             self._stop('by topic estop')
 
@@ -66,10 +68,15 @@ class EmergencyStop:
         self._on_stop(self.why)
 
     def _on_reset(self, request, response):
-        response.success = bool(self.why)
-        if self.why:
+        # A publisher that has gone can release nothing any more.
+        is_pressed = self._is_pressed and self._node.count_publishers('estop') > 0
+        response.success = bool(self.why) and not is_pressed
+        if not self.why:
+            response.message = 'nothing to lift: not stopped'
+        elif is_pressed:
+            response.message = 'still pressed: the last word on topic estop must be false, or ' \
+                               'its publisher gone, got true'
+        else:
             self.why = ''
             response.message = self._on_lift()
-        else:
-            response.message = 'nothing to lift: not stopped'
         return response

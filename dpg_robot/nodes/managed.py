@@ -30,7 +30,8 @@ def _guarded(hook, goal, on_exception):
         try:
             getattr(self, hook)()
         except Exception as error:
-            self.lifecycle = state.label
+            # A shutdown that fails is the end too.
+            self.lifecycle = goal if hook == 'shutdown' else state.label
             self._tell_failure(hook, error)
             return on_exception
         self.lifecycle = goal

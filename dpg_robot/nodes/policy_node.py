@@ -23,6 +23,8 @@ exception, the emergency stop, the end of the node) the spec's safe command is s
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import threading
 import time
@@ -81,8 +83,7 @@ class PolicyNode(ManagedNode):
         self._wanted_model = self.settings['model']
         self._told, self._told_lately = None, set()
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
-        self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
-        self._heard_s = time.monotonic() + self.settings['estop_listen_s']
+        self.estop, self._heard_s = EmergencyStop(self, self._on_estop, self._on_lift), math.inf
         self._status = PolicyStatus(self)
         self._take_models()
         if self.settings['autostart']:
@@ -93,21 +94,25 @@ class PolicyNode(ManagedNode):
             self._want(p.value) for p in parameters if p.name == 'model'])
         if self.settings['model_topic']:
             self.create_subscription(
-                String, self.settings['model_topic'], lambda message: self._want(message.data),
+                String, self.settings['model_topic'], self._on_announcement,
                 QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
 
     def _want(self, path):
         self._wanted_model = path
         if self.loader is not None:
-            self.loader.request(self._model_path())
+            self.loader.request(_model_path(path))
 
-    def _model_path(self):
-        return str(self._wanted_model or share_path('models', 'fetch_reach.onnx'))
+    def _on_announcement(self, message):
+        loader = self.loader
+        if loader is None:
+            self._wanted_model = message.data
+        else:  # one that is refused is forgotten
+            loader.request(_model_path(message.data))
 
     def configure(self) -> None:
         """Load and check the model, and connect its topics."""
         try:
-            self._connect(self._model_path(), self.settings)
+            self._connect(_model_path(self._wanted_model), self.settings)
         except Exception:
             self.cleanup()
             raise
@@ -167,10 +172,12 @@ class PolicyNode(ManagedNode):
 
     def deactivate(self) -> None:
         """Send the safe command, and no other any more."""
-        self._end_commands()
-        if self.control_loop is not None:
-            self.control_loop.close()
-        self.control_loop = None
+        try:
+            self._end_commands()
+        finally:
+            if self.control_loop is not None:
+                self.control_loop.close()
+            self.control_loop = None
 
     def _end_commands(self):
         control, topics = self.control, self.topics
@@ -180,16 +187,20 @@ class PolicyNode(ManagedNode):
 
     def cleanup(self) -> None:
         """Leave the topics and forget the model."""
-        for part in (self.loader, self.topics, self.clock, self.recorder):
-            if part is not None:
-                part.close()
+        parts = self.loader, self.topics, self.clock, self.recorder
         self.control = self.topics = self.loader = self.recorder = None
         self.clock = SteadyClock()
+        with contextlib.ExitStack() as closing:  # all, whatever one of them raises
+            for part in reversed(parts):
+                if part is not None:
+                    closing.callback(part.close)
 
     def shutdown(self) -> None:
         """Send the safe command if active, and leave the topics."""
-        self.deactivate()
-        self.cleanup()
+        try:
+            self.deactivate()
+        finally:
+            self.cleanup()
 
     def _listen_first(self):
         wait_s = self._heard_s - time.monotonic()
@@ -231,7 +242,10 @@ class PolicyNode(ManagedNode):
 
     def _on_model(self, is_accepted, line):
         if is_accepted:
-            self._log('INFO', f'exchanged the policy: {line}')
+            loader = self.loader
+            if loader is not None:
+                self._wanted_model = loader.path
+            self._log('INFO', f'from the next tick on: {line}')
         else:
             self._log('ERROR', f'the running policy stays: {line}')
         self.report()
@@ -240,6 +254,7 @@ class PolicyNode(ManagedNode):
         """Tick whenever active, until stopped; then send the safe command a few last times."""
         # Before this thread has a core: who watches it must not have to wait for that one.
         self._watchdog.start()
+        self._heard_s = time.monotonic() + self.settings['estop_listen_s']
         self.realtime = prepare_thread(
             self.settings['cpu'], self.settings['realtime_priority'])
         if self.realtime:
@@ -266,13 +281,15 @@ class PolicyNode(ManagedNode):
         policy = None
         while loop is not None and loop is self.control_loop and loop.wait():
             step = loop.tick()
-            recorder = self.recorder
+            recorder, is_first = self.recorder, policy is None
+            is_other, policy = policy is not loop.control.policy, loop.control.policy
             if recorder is not None:
-                if policy is not loop.control.policy:
-                    policy = loop.control.policy
+                if is_other:
                     recorder.use_model(policy.content_hash, policy.path)
                 loop.record(step, recorder)
             self._tell_changes(loop)
+            if is_other and not is_first:
+                self.report()
             if time.monotonic() - self._status.published_s >= \
                     self.settings['diagnostics_period_s']:
                 self.report()
@@ -333,7 +350,7 @@ class PolicyNode(ManagedNode):
             if self._silence_s() > period_s and self.executor and not self._stop.is_set():
                 self.executor.create_task(self._report_if_silent)
         elif self._silence_s() > 2.0 * max(period_s, loop.period_s):
-            state = 'stalled' if loop.is_stalled else 'waiting'
+            state = 'estop' if self.estop.why else 'stalled' if loop.is_stalled else 'waiting'
             self._status.publish(state, 'no ticks; does /clock stand still?'
                                  if isinstance(self.clock, SimulatedClock) else 'no ticks')
 
@@ -350,12 +367,19 @@ class PolicyNode(ManagedNode):
     def report(self) -> None:
         """Publish diagnostics and status as things are now."""
         loop = self.control_loop
-        if loop is not None:
+        stopped = loop.control.stopped if loop is not None else None
+        if stopped is not None:  # whether or not a tick has seen it yet
+            self._status.publish('estop', str(stopped))
+        elif loop is not None:
             self._status.publish(loop.state, _join(loop.faults))
         elif self.failure:
             self._status.publish('failed', self.failure)
         else:
             self._status.publish(self.lifecycle, 'estop latched' * bool(self.estop.why))
+
+
+def _model_path(path):
+    return str(path or share_path('models', 'fetch_reach.onnx'))
 
 
 def _join(faults):

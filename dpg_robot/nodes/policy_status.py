@@ -116,7 +116,8 @@ class PolicyStatus:
         policy = control.policy
         level, message = ('WARN', loader.refusal) if loader.refusal else ('OK', policy.spec.task)
         self._add('model', level, message, {
-            'task': policy.spec.task, 'mode': self._node.settings['mode'], 'model': loader.path,
+            'task': policy.spec.task, 'mode': self._node.settings['mode'],
+            'model': str(policy.path),
             'content_hash': policy.content_hash, 'exchanges': control.num_exchanges,
             'refused_models': loader.num_refused})
 

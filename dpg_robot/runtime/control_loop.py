@@ -63,6 +63,7 @@ class ControlLoop:
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
         self._ticked_s, self._has_begun, self.is_stalled = math.inf, False, False
+        self._ticked_real_s = time.monotonic()
 
     @property
     def period_s(self) -> float:
@@ -104,7 +105,7 @@ class ControlLoop:
             self.latency.add(self._latency_s)
         self._keep_phase(step.is_driven)
         self.state, self.faults = self._next_state(step), step.faults
-        self._ticked_s = self.clock.now()
+        self._ticked_s, self._ticked_real_s = self.clock.now(), time.monotonic()
         return step
 
     def record(self, step: Step, recorder: FlightRecorder) -> None:
@@ -141,10 +142,12 @@ class ControlLoop:
         if self._ticked_s == math.inf:
             # The thread may still be in a tick of the last activation: its silence begins now,
             # or with simulated time.
-            self._ticked_s = now_s or math.inf
+            self._ticked_s, self._ticked_real_s = now_s or math.inf, time.monotonic()
         silence_s = now_s - self._ticked_s
+        # A moment without a core is many periods of a simulation that runs fast.
+        is_long = time.monotonic() - self._ticked_real_s > _LEAST_STALL_S
         was_stalled, self.is_stalled = self.is_stalled, \
-            self.control.is_open and silence_s > self._stall_s
+            self.control.is_open and is_long and silence_s > self._stall_s
         if not self.is_stalled:
             return ''
         self.control.interrupt()

@@ -167,8 +167,9 @@ class FlightRecorder:
         """Note that steps from now on rest on this model, another one of the same contract."""
         if content_hash not in self._models:
             self._models[content_hash] = len(self._models)
+            path = os.fsencode(os.path.abspath(model_path) if model_path else '')
             self._send({'model': self._models[content_hash], 'content_hash': content_hash,
-                        'path': os.path.abspath(model_path) if model_path else ''})
+                        'path': path.decode(errors='replace')})
         self._model = self._models[content_hash]
 
     def step(self, now_s: float, observation: np.ndarray | None, action: np.ndarray | None,

@@ -42,7 +42,7 @@ _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
 # How long before its deadline a tick's rehearsal ends [s]: a state that comes during it is noticed
-# only behind it. What a longer one than this part of the period takes is not counted.
+# only behind it. A policy for which it takes longer than this part of the period has none.
 _REHEARSED_S, _LONGEST_REHEARSAL = 0.0001, 0.25
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
@@ -150,7 +150,7 @@ class PhaseLock:
             part * deadlines.period_s for part in (_LONGEST_LEAD, _GRACE, _SPREAD))
         self._lead_s = self._longest_lead_s
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
-        self._rehearsal_s = 0.0
+        self._rehearsal_s, self._is_timed = 0.0, True
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
         self._num_jumps = deadlines.clock.num_jumps
 
@@ -161,16 +161,19 @@ class PhaseLock:
         """
         deadlines = self._deadlines
         is_awaited = self._is_locked and self._freshness > _MOST
-        grace_s = self._lead_s + self._grace_s if is_awaited else 0.0
+        # Where states often fail to come, one that does has come shortly before the tick.
+        grace_s = self._lead_s + (self._grace_s if is_awaited else self._lead_s)
+        grace_s *= self._is_locked
         deadlines.advance(grace_s)
-        self._num_states = 0
+        self._num_states, self._is_timed = 0, True
         early_s = deadlines.deadline_s - _REHEARSED_S - self._rehearsal_s
-        if grace_s and deadlines.clock.now() < early_s:
+        may_rehearse = self._rehearsal_s < _LONGEST_REHEARSAL * deadlines.period_s
+        if is_awaited and may_rehearse and deadlines.clock.now() < early_s:
             self.listen_until(early_s)
             self._time_rehearsal()
         self.listen_until(deadlines.deadline_s)
-        if grace_s:
-            self.listen_until(deadlines.deadline_s + grace_s, self._has_come)
+        self.listen_until(deadlines.deadline_s + grace_s,
+                          self._has_come if is_awaited else lambda: False)
         if self._clock_was_set():
             self._begin_anew()
         self._last_tick_s, self._tick_s = self._tick_s, deadlines.clock.now()
@@ -180,8 +183,13 @@ class PhaseLock:
         began_s = time.monotonic()
         self._rehearse()
         taken_s = time.monotonic() - began_s
-        self._rehearsal_s = min(self._rehearsal_s + _GAIN * (taken_s - self._rehearsal_s),
-                                _LONGEST_REHEARSAL * self._deadlines.period_s)
+        # One that was kept from its core says little about the next.
+        taken_s = min(taken_s, 2.0 * _LONGEST_REHEARSAL * self._deadlines.period_s)
+        self._rehearsal_s += _GAIN * (taken_s - self._rehearsal_s)
+        # When what is there now came, nobody knows.
+        num_states = self._num_states
+        self._take(0.0)
+        self._is_timed = self._num_states == num_states
 
     def listen_until(self, time_s: float, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Take what arrives until a time of the clock, or until it is enough."""
@@ -189,10 +197,13 @@ class PhaseLock:
         while not (is_enough() or self._is_ended() or self._clock_was_set()):
             if clock.now() >= time_s:
                 return
-            self._listen(min(max(0.0, clock.patience_s(time_s)), _LOOK_S))
-            state_s, _ = self._arrival()
-            self._num_states += self._tick_s < state_s != self._state_s
-            self._state_s = state_s
+            self._take(min(max(0.0, clock.patience_s(time_s)), _LOOK_S))
+
+    def _take(self, timeout_s):
+        self._listen(timeout_s)
+        state_s, _ = self._arrival()
+        self._num_states += self._tick_s < state_s != self._state_s
+        self._state_s = state_s
 
     def _has_come(self):
         # A state long before its deadline is one that was late for the last: the next is due.
@@ -211,7 +222,7 @@ class PhaseLock:
         # Behind a state that came long ago, whole periods on: none was missed.
         late_s = self._deadlines.clock.now() - expected_s
         expected_s += max(0, math.ceil(late_s / period_s)) * period_s
-        self._lead_s = self._longest_lead_s
+        self._lead_s, self._rehearsal_s = self._longest_lead_s, 0.0
         self._deadlines.restart(expected_s - self._lead_s)
 
     def lose(self) -> None:
@@ -234,7 +245,8 @@ class PhaseLock:
         """
         is_whole = self._is_whole(self._last_tick_s)
         self._freshness += (is_whole - self._freshness) / _MEMORY_TICKS
-        if is_whole and self._num_states == 1 and self._freshness > _MOST:
+        is_one = is_whole and self._num_states == 1
+        if is_one and self._is_timed and self._freshness > _MOST:
             self._steer()
         return self._arrival()[0] > self._last_tick_s
 

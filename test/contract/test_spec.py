@@ -69,7 +69,8 @@ def test_json_there_and_back(spec):
 
 @given(strategies.floats(1e-300, 1e300))
 def test_json_keeps_full_precision(rate):
-    spec = pose_spec(control_rate_hz=rate)
+    spec = pose_spec(control_rate_hz=rate, observation=tuple(
+        dataclasses.replace(term, max_age_s=2.0 / rate) for term in pose_spec().observation))
     assert PolicySpec.from_json(spec.to_json()).control_rate_hz == rate
 
 
@@ -90,6 +91,9 @@ def test_the_training_record_travels_with_the_spec():
     ('observation.0.fields', [], r'observation\[0\].fields must name at least one'),
     ('observation.0.fields.1', 'pose position', r'observation\[0\].fields\[1\] must look like'),
     ('observation.0.max_age_s', 0, r'observation\[0\].max_age_s must be greater than 0'),
+    ('observation.1.max_age_s', 0.029,
+     r'observation\[1\].max_age_s must be at least 1.5 control periods \(0.03 s\), got 0.029'),
+    ('observation.1.max_age_s', 0.03, None),
     ('observation.0.lower', [0.0], r'observation\[0\].lower must have one value for each'),
     ('observation.0.lower.2', 3.0, r'observation\[0\].lower\[2\] must be below upper\[2\]'),
     ('action.0.scale', [1.0], r'action\[0\].scale must have one value for each field \(3\)'),

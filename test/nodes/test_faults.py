@@ -374,7 +374,8 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     """One process goes through all states; what may move, and what may not, in each."""
     robot = make_robot('/managed')
     process = ros.start('policy_node', ['-r', '__ns:=/managed'], autostart=False,
-                        model=models['tampered'], diagnostics_period_s=0.2, blend_s=0.0)
+                        model=models['tampered'], diagnostics_period_s=0.2, blend_s=0.0,
+                        model_topic='announced')
     node = Managed(ros, '/managed/policy_node')
 
     # Unconfigured: a bad model is a failure with its reason, and a wrong request ends nothing.
@@ -399,17 +400,37 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     assert node.go('activate') == (True, 'active')
     robot.wait(DRIVEN)
 
-    # Active: the topic latches, and false does not lift.
+    # Active: the topic latches, and false does not lift, but a reset while it says true neither.
     button = ros.node.create_publisher(Bool, '/managed/estop', QoSProfile(
         depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
     ros.wait(lambda: button.get_subscription_count() == 2)
     button.publish(Bool(data=True))
     robot.wait(SAFE)
+    answer = node.reset()
+    assert not answer.success and answer.message.startswith('still pressed: the last word on')
     button.publish(Bool(data=False))
     robot.stays(SAFE)
     assert node.reset().success
     assert node.go('activate') == (True, 'active')
     robot.wait(DRIVEN)
+    ros.node.destroy_publisher(button)
+
+    # Who said true and went away holds nothing up.
+    once = ros.node.create_publisher(Bool, '/managed/estop', 10)
+    ros.wait(lambda: once.get_subscription_count() == 1)
+    once.publish(Bool(data=True))
+    robot.wait(SAFE)
+    assert not node.reset().success
+    ros.node.destroy_publisher(once)
+    ros.wait(lambda: node.reset().success, what='the reset')
+    assert node.go('activate') == (True, 'active')
+    robot.wait(DRIVEN)
+
+    # A stray announcement is refused, and not what is configured next.
+    announcement = ros.node.create_publisher(String, '/managed/announced', QoSProfile(
+        depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    announcement.publish(String(data=str(models['another robot'])))
+    status_of(ros, 'model', lambda s: 'control_rate_hz must be' in s.message, 'managed/')
 
     # Inactive: the safe command last, then silence; a stop sends it all the same.
     assert node.go('deactivate') == (True, 'inactive')
@@ -434,6 +455,42 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     assert ros.stop(process) == 0
     log = process.log.read_text()
     assert 'Traceback' not in log and 'incompatible QoS' not in log
+
+
+FAIL_TO_END = """
+import sys
+
+from dpg_robot.nodes import policy_node, policy_topics
+
+
+def flush(topics):
+    raise RuntimeError('no more messages')
+policy_topics.PolicyTopics.flush = flush
+sys.exit(policy_node.main())
+"""
+
+
+def test_a_deactivate_that_fails_leaves_nothing_half_open(ros, models, make_robot, tmp_path):
+    robot = make_robot('/failing')
+    process = ros.start('policy_node', ['-r', '__ns:=/failing'], code=FAIL_TO_END, blend_s=0.0,
+                        model=models['good'], record_folder=tmp_path / 'flights')
+    node = Managed(ros, '/failing/policy_node')
+    robot.wait(DRIVEN)
+    node.go('deactivate')
+    assert node.call(GetState, 'get_state').current_state.label == 'unconfigured'
+    status = status_of(ros, 'control', lambda s: 'deactivate failed' in s.message, 'failing/')
+    assert (status.level, values(status)['state']) == (b'\2', 'failed')
+    ros.wait(lambda: robot.newest() == SAFE)
+    count = len(robot.commands)
+    time.sleep(0.3)
+    assert len(robot.commands) == count
+    assert node.go('configure') == (True, 'inactive')  # its recorder and topics are free again
+    assert node.go('activate') == (True, 'active')
+    robot.wait(DRIVEN)
+    assert node.go('active_shutdown')[1] == 'finalized'
+    status = status_of(ros, 'control', lambda s: 'shutdown failed' in s.message, 'failing/')
+    assert values(status)['lifecycle'] == 'finalized'
+    ros.stop(process)
 
 
 def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_robot):
@@ -462,6 +519,12 @@ def test_simulated_time_goes_on_stands_still_and_is_set_back(ros, models, make_r
     count = len(robot.commands)
     status_of(ros, 'control', lambda s: 'does /clock stand still?' in s.message, 'simulated/')
     assert len(robot.commands) <= count + 2
+    node = Managed(ros, '/simulated/policy_node')
+    assert node.stop().success  # said at once, though there is no tick
+    status = status_of(ros, 'control', lambda s: s.message.startswith('estop: '), 'simulated/')
+    assert (status.level, values(status)['state']) == (b'\2', 'estop')
+    assert node.reset().success
+    assert node.go('activate') == (True, 'active')
     clock['rate'] = 1.0
     robot.wait(DRIVEN)
 

@@ -22,6 +22,7 @@ from policy_files import pose_spec, reach_weights, write_model
 import pytest
 
 from dpg_robot.contract.observation import Fault
+from dpg_robot.runtime import control_loop
 from dpg_robot.runtime.control import PolicyControl
 from dpg_robot.runtime.control_loop import ControlLoop
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -48,10 +49,11 @@ def pose():
 
 
 @pytest.fixture
-def bench(tmp_path):
-    """Return a loop, its clock, and the commands it sent."""
+def bench(tmp_path, monkeypatch):
+    """Return a loop, its clock, which real time follows, and the commands it sent."""
     path = write_model(tmp_path / 'model.onnx', pose_spec(), -reach_weights())
     clock, sent = ToldClock(), []
+    monkeypatch.setattr(control_loop.time, 'monotonic', clock.now)
     control = PolicyControl(OnnxPolicy(path), recover_ticks=2, now=clock.now,
                             send=lambda command: sent.append(command.tolist()))
     loop = ControlLoop(control, PERIOD_S, clock.listen, threading.Event(), clock)
@@ -101,6 +103,18 @@ def test_a_stall_is_told_once_and_sends_until_it_ends(bench):
     assert loop.watch() == ''
     assert (loop.num_stalls, len(sent)) == (1, 3)
     assert sent[1:] == [[0.0] * 3] * 2
+
+
+def test_a_moment_without_a_core_is_no_stall_though_simulated_time_flies(bench, monkeypatch):
+    loop, clock, sent = bench
+    monkeypatch.setattr(control_loop.time, 'monotonic', lambda: 0.1 * clock.now())
+    observe(loop, clock)
+    assert loop.wait()
+    loop.tick()
+    clock.time_s += 0.9
+    assert loop.watch() == '' and len(sent) == 1
+    clock.time_s += 0.2
+    assert loop.watch() == 'stalled: no tick for 1.100 s; safe command'
 
 
 def test_a_thread_that_never_begins_is_stalled(bench):

@@ -480,6 +480,15 @@ def test_events_may_be_in_any_language(tmp_path, text, kept):
     assert read_flight(tmp_path).events[-1][2] == kept
 
 
+def test_a_path_that_is_no_text_ends_no_recording(tmp_path):
+    recorder = FlightRecorder(tmp_path, SPEC, HASH, model_path='/caf\udce9/a.onnx')
+    record(recorder, 3)
+    recorder.close()
+    flight = read_flight(tmp_path)
+    assert flight.models == {0: (HASH, '/caf\ufffd/a.onnx')}
+    assert len(flight.times_ns) == 3
+
+
 def test_another_fault_is_another_event(tmp_path):
     recorder = FlightRecorder(tmp_path, SPEC, HASH)
     for kind in ('stale', 'stale', 'size'):
