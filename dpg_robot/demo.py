@@ -39,6 +39,7 @@ from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import evaluate_model, ExperimentConfig, export_run, versions
 from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.run_log import METRICS_FILE
+from dpg_robot.learn.trainer import CONFIG_FILE, own_folder
 from dpg_robot.processes import running
 from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
@@ -55,8 +56,11 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
 
     :param episodes: to evaluate in process, and again through topics.
     :return: the report.
-    :raises SpecError: if a node cannot start or the episodes do not come.
+    :raises SpecError: if the folder is another one's, a node cannot start or the episodes do not
+        come.
     """
+    if run_dir.name in ('', '..'):
+        run_dir = run_dir.resolve()
     _move_aside(run_dir)
     noise = config.world.noise
     print(f'[1/4] training {config.world.task}, actuator noise {noise.actuator:g} of full scale')
@@ -101,12 +105,19 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
 
 
 def _move_aside(run_dir):
-    if run_dir.exists() and any(run_dir.iterdir()):
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir() or any(run_dir.iterdir()) and not (run_dir / CONFIG_FILE).exists():
+        raise SpecError('the demo must have a folder that is new or empty, or holds a demo '
+                        f'before, got {run_dir}')
+    if not any(run_dir.iterdir()):
+        return
+    with own_folder(run_dir):  # who trains there would go on in the new one
         number = 1
         while (old := run_dir.with_name(f'{run_dir.name}.{number}')).exists():
             number += 1
         run_dir.rename(old)
-        print(f'the demo before is now in {old}')
+    print(f'the demo before is now in {old}')
 
 
 def _film(policy, world, path):

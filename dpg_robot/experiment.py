@@ -48,7 +48,7 @@ from dpg_robot.learn.trainer import (
     TrainerConfig,
 )
 from dpg_robot.resources import task_file
-from dpg_robot.sim.robot_config import locate
+from dpg_robot.sim.robot_config import find_model, hash_of, locate
 from dpg_robot.sim.world import make_device_vector, make_vector, make_world, WorldConfig
 from dpg_robot.strict_yaml import load_yaml
 
@@ -183,8 +183,20 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         config = config or old
         refuse_other(dump(old), dump(config), run_dir)
     goals = hindsight_goals(config)
-    return Trainer(config.trainer, config.active, make_training_worlds(config),
-                   make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals, _complete)
+    trainer = Trainer(config.trainer, config.active, make_training_worlds(config),
+                      make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals,
+                      _complete)
+    trainer.identity = dump(_with_hash(config))
+    return trainer
+
+
+def _with_hash(config):
+    """Return the configuration of what comes, when any model file was to do for once."""
+    robot = config.world.robot
+    if robot is None or robot.model_hash:
+        return config
+    robot = replace(robot, model_hash=hash_of(find_model(robot.model)))
+    return replace(config, world=replace(config.world, robot=robot))
 
 
 def _complete(identity):
@@ -231,7 +243,7 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     world = make_world(config.world)
     spec = world.policy_spec.with_training(TrainingRecord(
         estimator=config.active.estimator, env_steps=trainer.env_steps,
-        seed=config.trainer.seed, world=dump(config.world),
+        seed=config.trainer.seed, world=trainer.identity['world'],
         evaluation=asdict(evaluation) if evaluation else {}, versions=versions()))
     observations = trainer.algorithm.recorded(PARITY_OBSERVATIONS).numpy()
     if not len(observations):
@@ -259,6 +271,7 @@ def export_run(run_dir: Path, path: Path, episodes: int = 100,
     trainer = Trainer(replace(config.trainer, device='cpu'), config.active, None,
                       make_vector(config.world, EVAL_ENVS), run_dir, dump(config),
                       hindsight_goals(config), _complete)
+    trainer.identity = dump(_with_hash(config))
     try:
         return export_trainer(trainer, config, path, episodes)
     finally:

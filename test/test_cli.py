@@ -133,16 +133,32 @@ def test_evaluate_writes_what_it_prints(run_dir, tmp_path):
     (['evaluate', '{run}/model.onnx', '--set', 'noise.wind=1'], 'world.noise.wind'),
     (['inspect', '{tmp}'], 'cannot be read'),
     (['export', '{tmp}'], 'holds no checkpoint'),
+    (['bench', 'gradient', 'reacher', '--estimators', 'critik'],
+     'estimators must be among denoising, doubly_robust'),
+    (['bench', 'gradient', 'reacher', '--transitions', '1000'],
+     'transitions must be at least 500, so that some are held out, got 250'),
+    (['bench', 'gradient', 'reacher', '--pairs', '4'], 'pairs must be at least 8, 4 for each'),
+    (['bench', 'gradient', 'reacher', '--sweep', 'noise', '0.1', '--pairs', '4'],
+     'pairs must be at least 8, 4 for each'),
+    (['bench', 'throughput', 'reacher', '--num-worlds', '1'],
+     'trainer.workers must be at most num_worlds (1), got 2'),
+    (['train', 'reacher', '--env-steps', '100000000000', '--set',
+      'trainer.replay_capacity=100000000000'], 'trainer.replay_capacity must be at most '),
+    (['demo', '--run-dir', '{tmp}/others'], 'the demo must have a folder that is new or empty'),
+    (['demo', '--run-dir', '{tmp}/others/file'], 'the demo must have a folder that is new or'),
 ])
 def test_a_mistake_is_one_line_and_status_2(arguments, message, run_dir, tmp_path, capsys):
     defaults = [] if '--run-dir' in arguments or arguments[0] != 'train' else \
         ['--run-dir', '{tmp}/run']
+    (tmp_path / 'others').mkdir()
+    (tmp_path / 'others' / 'file').write_text('precious')
     with pytest.raises(SystemExit) as stopped:
         main([a.format(tmp=tmp_path, run=run_dir) for a in arguments + defaults])
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith('dpg-robot: '), lines
     assert message in lines[0]
+    assert (tmp_path / 'others' / 'file').read_text() == 'precious'
 
 
 def test_an_unwritable_place_is_a_mistake_too(run_dir, tmp_path):

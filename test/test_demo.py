@@ -21,8 +21,11 @@ import sys
 from PIL import Image
 import pytest
 
-from dpg_robot.demo import Drive
+from dpg_robot.contract.strict import SpecError
+from dpg_robot.demo import Drive, run_demo
+from dpg_robot.experiment import load_training
 from dpg_robot.learn.evaluate import wilson_interval
+from dpg_robot.learn.trainer import own_folder
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +34,7 @@ def demo(tmp_path_factory):
     path = tmp_path_factory.mktemp('demo') / 'runs'
     path.mkdir()
     (path / 'report.json').write_text('an earlier one')
+    (path / 'config.yaml').write_text('its settings')
     done = subprocess.run(
         [sys.executable, '-m', 'dpg_robot.cli', 'demo', '--env-steps', '2000', '--episodes', '3',
          '--run-dir', str(path), '--json', str(path) + '.json'],
@@ -77,6 +81,15 @@ def test_an_earlier_demo_is_kept(demo):
     old = folder.with_name('runs.1')
     assert str(old) in out
     assert (old / 'report.json').read_text() == 'an earlier one'
+
+
+def test_a_demo_that_still_runs_is_left_where_it_is(tmp_path):
+    """Or it would go on in the folder of the second one."""
+    (tmp_path / 'demo').mkdir()
+    (tmp_path / 'demo' / 'config.yaml').write_text('its settings')
+    with own_folder(tmp_path / 'demo'), pytest.raises(SpecError, match='another process trains'):
+        run_demo(load_training('fetch_reach'), tmp_path / 'demo', 1)
+    assert [path.name for path in tmp_path.iterdir()] == ['demo']
 
 
 def test_safe_ticks_are_those_behind_the_first_driven_one():

@@ -88,6 +88,8 @@ def test_round_trip(tmp_path):
     ('world: [', 'config file PATH must be YAML: while parsing'),
     ('world:\n  task: reacher\n  noise: {actuator: 0.3}\n  noise: {}\n',
      'config file PATH must be YAML: the key noise is there twice'),
+    ('world:\n  task: {{ task }}\n',
+     'config file PATH must be YAML: a key must be a scalar, got '),
 ])
 def test_bad_yaml(tmp_path, text, message):
     path = tmp_path / 'bad.yaml'
@@ -96,6 +98,14 @@ def test_bad_yaml(tmp_path, text, message):
         load_config(path)
     assert str(caught.value).startswith(message.replace('PATH', str(path)))
     assert '\n' not in str(caught.value)
+
+
+def test_yaml_may_share_a_part(tmp_path):
+    path = tmp_path / 'good.yaml'
+    path.write_text('world:\n  task: reacher\n  noise: {<<: &all {actuator: 0.3, actuator_bias: '
+                    '0.1}, actuator: 0.2}\n')
+    noise = load_config(path).world.noise
+    assert (noise.actuator, noise.actuator_bias) == (0.2, 0.1)
 
 
 def test_config_that_is_not_text(tmp_path):

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import dpg_robot
 from dpg_robot.bench.cache import cached, digest, source
 from dpg_robot.bench.collect import (
     collect,
@@ -43,17 +44,16 @@ from dpg_robot.bench.collect import (
     NUM_REPLICAS,
 )
 from dpg_robot.bench.figures import add_gains, compare, describe_truth, summarise
-from dpg_robot.bench.truth import measure_truth, Truth
+from dpg_robot.bench.truth import check_pairs, measure_truth, Truth
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
-import dpg_robot.learn
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
 from dpg_robot.learn.fit import REPLACED, SETTINGS
 from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.sim.world import make_world
 
 FRACTIONS = (4, 2, 1)
-ROOM = Path(dpg_robot.learn.__file__).parent
+ROOM = Path(dpg_robot.__file__).parent
 SWEEPS = {'noise': 'world.noise.actuator', 'dead_actuators': 'world.dead_actuators'}
 # fit(learner config, names, data, policy, value, seed, places of the achieved goal) gives for each
 # name a function of physical obs (n, obs_dim) and action (n, action_dim).
@@ -106,6 +106,7 @@ def bench_gradient(config: ExperimentConfig, bench: GradientBench, fit: Fit) -> 
         :func:`dpg_robot.bench.figures.summarise` gives them.
     :raises SpecError: if the world or the numbers do not allow it.
     """
+    _check(config, bench)
     counts = tuple(sorted(
         {bench.transitions // fraction for fraction in (1, *bench.fractions)} - {0}))
     seeds = _measure([(config, bench, seed, counts, fit) for seed in range(bench.seeds)],
@@ -127,6 +128,8 @@ def sweep_gradient(task: str, overrides: list[str], key: str, values: list[str],
         raise SpecError(f'a sweep must be {" or ".join(SWEEPS)} and its values, '
                         f'got {" ".join([key, *values])}')
     configs = [load_measured(task, [*overrides, f'{SWEEPS[key]}={value}']) for value in values]
+    for config in configs:
+        _check(config, bench)
     counts = (bench.transitions,)
     results = _measure([(config, bench, seed, counts, fit) for config in configs
                         for seed in range(bench.seeds)], bench.jobs)
@@ -138,6 +141,11 @@ def sweep_gradient(task: str, overrides: list[str], key: str, values: list[str],
     description = _describe(configs[0], bench)
     del description[key]
     return {**description, 'sweep': key, 'rows': rows}
+
+
+def _check(config, bench):
+    """Check what can be checked before hours are spent."""
+    check_pairs(bench.pairs, make_world(config.world).action_space.shape[0])
 
 
 def _describe(config, bench):
@@ -181,7 +189,7 @@ def measure_seed(config: ExperimentConfig, bench: GradientBench, seed: int,
     :return: ``truth``, and ``figures`` by count and estimator.
     """
     torch.set_num_threads(1)  # small networks want no more, and other seeds run beside this one
-    version = digest([dump(config.learner), source(ROOM)])
+    version = digest([dump(config.learner), source(ROOM / 'learn')])
     collector = collector_config(config, bench.transitions, seed)
     folder = bench.run_dir / f'{config.world.task}-{digest(_collector_key(collector))}'
 
@@ -235,7 +243,8 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
 
 def _collector_key(collector):
     learner = {name: getattr(collector.learner, name) for name in CRITIC_FIELDS}
-    return [dump(collector.world), dump(learner), dump(collector.trainer), CHECKPOINT_VERSION]
+    return [dump(collector.world), dump(learner), dump(collector.trainer), CHECKPOINT_VERSION,
+            versions(), source(ROOM / 'sim', ROOM / 'learn', ROOM / 'bench')]
 
 
 def _note(text):

@@ -115,17 +115,18 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
     :param note: called with each row.
     :param ends: from then on rows are refused rather than measured, on the clock of
         :func:`time.monotonic` [s].
+    :raises SpecError: if a task is unknown or its settings are impossible.
     """
     from dpg_robot.experiment import commit, load_config, versions
+    # All of them first: a wrong one is told before anything is measured.
+    configs = [load_config(task, [
+        *bench.changes, f'trainer.device={bench.device}', f'trainer.num_worlds={num_worlds}',
+        f'trainer.workers={workers}']) for task in bench.tasks for num_worlds in bench.num_worlds
+        for workers in (bench.workers if bench.device == 'cpu' else (1,))]
     rows = []
-    for task in bench.tasks:
-        for num_worlds in bench.num_worlds:
-            for workers in bench.workers if bench.device == 'cpu' else (1,):
-                config = load_config(task, [
-                    *bench.changes, f'trainer.device={bench.device}',
-                    f'trainer.num_worlds={num_worlds}', f'trainer.workers={workers}'])
-                rows.append(_measure(config, bench, ends))
-                note(rows[-1])
+    for config in configs:
+        rows.append(_measure(config, bench, ends))
+        note(rows[-1])
     return {'device': bench.device, 'seconds': bench.seconds, 'rows': rows,
             'versions': versions(), 'machine': machine(bench.device), 'commit': commit()}
 

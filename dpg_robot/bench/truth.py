@@ -50,6 +50,17 @@ class Truth(NamedTuple):
     error: torch.Tensor
 
 
+def check_pairs(num_pairs: int, action_dim: int) -> None:
+    """Check that so many antithetic pairs are enough for a slope on each actuator.
+
+    :raises SpecError: if they are too few.
+    """
+    if num_pairs < PAIRS_PER_DIMENSION * action_dim:
+        raise SpecError(f'pairs must be at least {PAIRS_PER_DIMENSION * action_dim}, '
+                        f'{PAIRS_PER_DIMENSION} for each of {action_dim} actuators, '
+                        f'got {num_pairs}')
+
+
 def measure_truth(config: ExperimentConfig, collection: Collection, num_states: int,
                   num_pairs: int, seed: int) -> Truth:
     """Measure the gradient at states of a collection and actions of its final policy.
@@ -106,10 +117,7 @@ def true_gradient(world: StochasticWorld, target: Callable[..., np.ndarray], sta
     :raises SpecError: if the pairs are too few.
     """
     action_dim, width = actions.shape[1], noise_width(world)
-    if num_pairs < PAIRS_PER_DIMENSION * action_dim:
-        raise SpecError(f'pairs must be at least {PAIRS_PER_DIMENSION * action_dim}, '
-                        f'{PAIRS_PER_DIMENSION} for each of {action_dim} actuators, '
-                        f'got {num_pairs}')
+    check_pairs(num_pairs, action_dim)
     gradients, errors = [], []
     for state, action in zip(states, actions):
         xi = rng.standard_normal((num_pairs, action_dim))

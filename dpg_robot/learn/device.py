@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import os
 from typing import Any
 
 import torch
@@ -50,18 +51,20 @@ def find_device(name: str) -> torch.device:
 
 
 def check_memory(key: str, count: int, row_bytes: int, device: torch.device) -> None:
-    """Check that so many rows fit into the memory of a GPU, before anything is allocated.
+    """Check that so many rows fit into memory, before anything is allocated.
 
     :param key: the setting to name; ``count`` is its value.
     :raises SpecError: naming the key, what it needs and what there is.
     """
-    if device.type != 'cuda':
-        return
-    free, needed = torch.cuda.mem_get_info(device)[0], count * row_bytes
+    if device.type == 'cuda':
+        free, where = torch.cuda.mem_get_info(device)[0], 'are free on the GPU'
+    else:
+        free, where = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'this machine has'
+    needed = count * row_bytes
     if needed > USABLE * free:
         most = int(USABLE * free / row_bytes)
-        raise SpecError(f'{key} must be at most {most} for the {free / 2**30:.1f} GiB that are '
-                        f'free on the GPU, got {count}, which need {needed / 2**30:.1f} GiB')
+        raise SpecError(f'{key} must be at most {most} for the {free / 2**30:.1f} GiB that '
+                        f'{where}, got {count}, which need {needed / 2**30:.1f} GiB')
 
 
 class Captured:

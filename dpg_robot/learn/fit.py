@@ -48,6 +48,20 @@ SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics':
 REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_weight_decay')
 
 
+def check_fit(names: tuple[str, ...], num_transitions: int) -> None:
+    """Check that estimators can be fitted on so many transitions.
+
+    :raises SpecError: if a name is unknown, or there are too few transitions.
+    """
+    for name in names:
+        if name not in ESTIMATORS:
+            raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
+    least = RUN * HELD_OUT_EVERY
+    if num_transitions < least:
+        raise SpecError(f'transitions must be at least {least}, so that some are held out, '
+                        f'got {num_transitions}')
+
+
 def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, policy, value,
                  seed: int, achieved_goal: tuple[int, ...] = ()
                  ) -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
@@ -62,13 +76,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
         actions (n, action_dim) that gives gradients (n, action_dim).
     :raises SpecError: if a name is unknown, or there are too few transitions.
     """
-    for name in names:
-        if name not in ESTIMATORS:
-            raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
-    least = RUN * HELD_OUT_EVERY
-    if len(data.reward) < least:
-        raise SpecError(f'transitions must be at least {least}, so that some are held out, '
-                        f'got {len(data.reward)}')
+    check_fit(names, len(data.reward))
     data = data._replace(held_out=hold_out(torch.arange(len(data.reward)), HELD_OUT_EVERY))
     config = replace(config, critic_rate=CRITIC_RATE, num_critics=NUM_CRITICS,
                      num_gradients=NUM_GRADIENTS)

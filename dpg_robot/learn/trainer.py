@@ -240,12 +240,7 @@ class Trainer:
     @contextlib.contextmanager
     def _own_run_dir(self) -> Iterator[None]:
         """Keep other trainings out; until here, nothing in the folder has been touched."""
-        with open(self.run_dir / 'lock', 'w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
-            except OSError:
-                raise SpecError(f'{self.run_dir} must have one training at a time, and another '
-                                'process trains there') from None
+        with own_folder(self.run_dir):
             if file_signature(self.checkpoint_path) != self._saved:
                 raise SpecError(f'{self.checkpoint_path} must be the one that this training began '
                                 'with, and another process has written it since: open it anew')
@@ -327,6 +322,21 @@ class Trainer:
         torch.set_rng_state(state['torch_rng'])
         if self.worlds.device.type == 'cuda':
             torch.cuda.set_rng_state(state['device_rng'], self.worlds.device)
+
+
+@contextlib.contextmanager
+def own_folder(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in a folder.
+
+    :raises SpecError: if one does.
+    """
+    with open(run_dir / 'lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        except OSError:
+            raise SpecError(f'{run_dir} must have one training at a time, and another process '
+                            'trains there') from None
+        yield
 
 
 def refuse_other(old: dict, new: dict, run_dir: Path, name: str = '') -> None:

@@ -68,19 +68,23 @@ class RobotModel(NamedTuple):
         return np.where(limited, self.lower, -np.pi), np.where(limited, self.upper, np.pi)
 
 
-# Worlds of one configuration share the work; each takes a copy of the model.
-@functools.lru_cache(maxsize=8)
 def build_robot(config: RobotConfig) -> RobotModel:
     """Build a robot's model.
 
     :raises SpecError: naming the key of the task file, the rule and the value.
     """
     path = find_model(config.model)
-    _check_hash(config, path)
+    return _build(config, path, _check_hash(config, path))
+
+
+# Worlds of one configuration share the work; each takes a copy of the model.
+@functools.lru_cache(maxsize=8)
+def _build(config, path, found):
     spec = _parse(path)
-    _compile(spec, path)  # what is wrong with the file itself is told before anything is changed
+    # What is wrong with the file itself is told before anything is changed.
+    given = _compile(spec, path)
     joints = [_joint(spec, name, i) for i, name in enumerate(config.joints)]
-    _mark_tool(spec, config)
+    _mark_tool(spec, config, given)
     if config.gravity_compensation:
         for body in _moved_bodies(joints):
             body.gravcomp = 1.0
@@ -107,6 +111,7 @@ def _check_hash(config, path):
             f'world.robot.model must be the file that was read at first, SHA-256 '
             f'{config.model_hash[:12]}..., but {path} has {found[:12]}...; it was changed since '
             '(--set world.robot.model_hash= takes it nevertheless)')
+    return found
 
 
 def _parse(path):
@@ -117,15 +122,16 @@ def _parse(path):
         spec = mujoco.MjSpec.from_file(str(path))
     except (ValueError, ElementTree.ParseError) as error:
         raise _refused(path, error) from error
+    # Frames on fixed joints, such as a tool's, would be merged into the links before them.
+    spec.compiler.fusestatic = False
     if kind == 'robot':
         _tidy_urdf(spec)
     return spec
 
 
 def _tidy_urdf(spec):
-    # Frames on fixed joints, such as a tool's, would be merged into the links before them, and
-    # what touches nothing would be left out, as the ball that shows the goal.
-    spec.compiler.fusestatic = spec.compiler.discardvisual = False
+    # What touches nothing would be left out, as the ball that shows the goal.
+    spec.compiler.discardvisual = False
     # MuJoCo reads few of the formats of meshes, and masses should come from <inertial>.
     for geom in list(spec.geoms):
         if geom.type == mujoco.mjtGeom.mjGEOM_MESH:
@@ -158,15 +164,14 @@ def _joint(spec, name, index):
     return joint
 
 
-def _mark_tool(spec, config):
+def _mark_tool(spec, config, given):
     """Put a site of our own at the end effector, and a ball to show the goal with."""
     name = config.end_effector
     if name:
         site, body = spec.site(name), spec.body(name)
         if site is not None:
-            tool = site.parent.add_site(name=TOOL, pos=site.pos, group=4)
-            if site.frame is not None:  # the place is told in it
-                tool.set_frame(site.frame)
+            # As compiled: in the file it may be told in a frame, or by its two ends.
+            site.parent.add_site(name=TOOL, pos=given.site(name).pos, group=4)
         elif body is not None:
             body.add_site(name=TOOL, group=4)
         else:
@@ -212,9 +217,10 @@ def _measure(spec, model, config, path):
     for i in np.flatnonzero((lower >= upper) | (np.isfinite(lower) != np.isfinite(upper))):
         raise SpecError(f'world.robot.position_lower[{i}] must be below position_upper[{i}] '
                         f'({upper[i]:g}), or both left out, got {lower[i]:g}')
-    velocity = per_joint(config.velocity_limit or _urdf_velocities(path, config), num, None)
-    torque = per_joint(config.torque_limit, num,
-                       np.where(motor, model.jnt_actfrcrange[ids, 1], np.inf))
+    velocity = np.array(_urdf_velocities(path, config))
+    velocity = _lowered('velocity_limit', config, velocity, 'rad/s')
+    torque = np.where(motor, model.jnt_actfrcrange[ids, 1], np.inf)
+    torque = _lowered('torque_limit', config, torque, 'N m')
     needed = {'position': ('velocity_limit', velocity), 'velocity': ('velocity_limit', velocity),
               'torque': ('torque_limit', torque)}[config.control]
     _require(config, *needed, 'none')
@@ -240,6 +246,14 @@ def per_joint(values: tuple[float, ...], num: int, default: np.ndarray) -> np.nd
 def _narrowed(key, config, lower, upper, default):
     values = per_joint(getattr(config, key), len(default), default)
     _check_within(key, values, lower, upper, config.joints)
+    return values
+
+
+def _lowered(key, config, limits, unit):
+    values = per_joint(getattr(config, key), len(limits), limits)
+    for i in np.flatnonzero(values > limits * (1.0 + 1e-9)):
+        raise SpecError(f'world.robot.{key}[{i}] must be at most the limit of {config.joints[i]} '
+                        f'in the model ({limits[i]:g} {unit}), got {values[i]:g}')
     return values
 
 
@@ -275,6 +289,9 @@ def _urdf_velocities(path, config):
         except ValueError:
             found[name] = np.nan
         if not (0 < found[name] <= MAX_SPEED or found[name] == np.inf):
+            if config.velocity_limit:
+                found[name] = np.inf
+                continue
             raise SpecError(f'world.robot.model must give the velocity limit of {name} in rad/s, '
                             f'at most {MAX_SPEED:g}, or world.robot.velocity_limit must, got '
                             f'{text}')

@@ -23,6 +23,7 @@ from analytic import linear_fit, refuse_to_fit
 import pytest
 import torch
 
+from dpg_robot.bench import gradient
 from dpg_robot.bench.gradient import (
     bench_gradient,
     GradientBench,
@@ -84,6 +85,20 @@ def test_a_stopped_benchmark_goes_on(done, tmp_path):
 
     assert bench_gradient(config, bench(tmp_path / 'again'), fit) == result
     assert fitted == [(('linear',), 100)]
+
+
+def test_what_other_code_or_libraries_measured_is_not_taken(done, tmp_path, monkeypatch):
+    config, folder, result = done
+    shutil.copytree(folder, tmp_path / 'again')
+    for change in ({'versions': lambda: {'mujoco': '99'}},
+                   {'source': lambda *places: [str(place.name) for place in places]}):
+        with monkeypatch.context() as patch:
+            for name, value in change.items():
+                patch.setattr(gradient, name, value)
+            with pytest.raises(AssertionError, match='a second fit'):
+                bench_gradient(config, bench(tmp_path / 'again'), refuse_to_fit)
+    # A first seed was measured anew both times.
+    assert len(list(tmp_path.glob('again/*/truth-*.pt'))) == result['seeds'] + 2
 
 
 def test_another_estimator_is_fitted_on_the_same_transitions(done, tmp_path):
@@ -155,7 +170,7 @@ def test_an_override_of_what_is_measured_counts(override):
 
 def test_the_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'dpg_robot.learn.fit',
-                        SimpleNamespace(fit_gradient=linear_fit))
+                        SimpleNamespace(fit_gradient=linear_fit, check_fit=lambda *what: None))
     monkeypatch.chdir(tmp_path)
     changes = [word for change in SMALL for word in ('--set', change)]
     main(['bench', 'gradient', 'reacher', '--seeds', '1', '--transitions', '200', '--states', '3',

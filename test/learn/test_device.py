@@ -294,7 +294,9 @@ def test_a_replay_larger_than_the_memory_is_refused_beforehand(monkeypatch):
     with pytest.raises(SpecError, match='trainer.replay_capacity must be at most 4294967 for the '
                        '1.0 GiB that are free on the GPU, got 8388608, which need 1.6 GiB'):
         check_memory('trainer.replay_capacity', 2**23, 200, torch.device('cuda'))
-    check_memory('trainer.replay_capacity', 2**40, 200, torch.device('cpu'))
+    check_memory('trainer.replay_capacity', 2**20, 200, torch.device('cpu'))
+    with pytest.raises(SpecError, match='GiB that this machine has, got 1099511627776, which '):
+        check_memory('trainer.replay_capacity', 2**40, 200, torch.device('cpu'))
 
 
 class Recorded(Captured):

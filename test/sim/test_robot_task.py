@@ -30,12 +30,17 @@ from dpg_robot.contract.messages import message_class, MessageWriter
 from dpg_robot.contract.observation import ObservationAssembler
 from dpg_robot.contract.spec import PolicySpec, TrainingRecord
 from dpg_robot.contract.strict import dump, load, SpecError
-from dpg_robot.experiment import ExperimentConfig, export_run, load_config, world_of
+from dpg_robot.experiment import (
+    evaluate_model,
+    ExperimentConfig,
+    export_run,
+    load_config,
+    world_of,
+)
 from dpg_robot.resources import share_path, task_names
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.rate_limit import RateLimitedWorld
-from dpg_robot.sim.robot_config import RobotConfig
-from dpg_robot.sim.robot_model import build_robot
+from dpg_robot.sim.robot_config import hash_of, RobotConfig
 from dpg_robot.sim.world import make_vector, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -360,6 +365,25 @@ def test_a_site_may_lie_in_a_frame(tmp_path):
     assert abs(sim.end_effector[2] - sim.data.body('lower').xpos[2]) > 0.05
 
 
+@pytest.mark.parametrize('place', [
+    'fromto="0.1 0 0 0.3 0 0.2"', 'pos="0.2 0 0.1"', 'class="there"'])
+@pytest.mark.parametrize('fuses', ['true', 'false'])
+def test_a_site_may_be_placed_in_any_way(tmp_path, place, fuses):
+    path = write(tmp_path, end_effector='elsewhere', goal={
+        'lower': [0.45, 0, 0.0], 'upper': [0.6, 0, 0.2], 'tolerance': 0.3})
+    arm = ARM.replace('<worldbody>', f"""<compiler fusestatic="{fuses}"/>
+        <default><default class="there"><site pos="0.2 0 0.1"/></default></default>
+        <worldbody>""")
+    at = arm.index('</body>')  # of the innermost one, which does not move in its parent
+    (tmp_path / 'arm.xml').write_text(
+        f'{arm[:at]}<body name="plate" pos="0 0.1 0">'
+        f'<site name="elsewhere" type="capsule" size="0.01" {place}/></body>{arm[at:]}')
+    sim = make_world(load_config(path).world).env.sim
+    mujoco.mj_forward(sim.model, sim.data)
+    np.testing.assert_allclose(sim.end_effector, sim.data.site('elsewhere').xpos, atol=1e-9)
+    assert np.abs(sim.model.site('elsewhere').pos).max() > 0.1
+
+
 def test_a_body_may_be_the_end_effector(tmp_path):
     task = world(tmp_path, end_effector='finger').env
     task.reset(seed=0)
@@ -642,6 +666,22 @@ def test_limits_of_a_urdf_are_checked_as_those_of_a_task_file(tmp_path, limit, m
     urdf_world(tmp_path, limit, position_lower=[-1.0], position_upper=[1.5])
 
 
+@pytest.mark.parametrize('changes, message', [
+    ({'velocity_limit': [2.5]},
+     'velocity_limit[0] must be at most the limit of pitch in the model (2 rad/s), got 2.5'),
+    ({'torque_limit': [21.0]},
+     'torque_limit[0] must be at most the limit of pitch in the model (20 N m), got 21')])
+def test_limits_may_be_narrower_than_the_model_has_them_but_not_wider(tmp_path, changes, message):
+    """The simulation would hold what the contract does not tell, or the robot."""
+    with pytest.raises(SpecError) as caught:
+        urdf_world(tmp_path, LIMIT, **changes)
+    assert str(caught.value) == f'world.robot.{message}'
+    narrower = {key: [0.5 * value[0]] for key, value in changes.items()}
+    robot = urdf_world(tmp_path, LIMIT, **narrower).env.sim.robot
+    got = robot.velocity if 'velocity_limit' in changes else robot.torque
+    assert got.tolist() == next(iter(narrower.values()))
+
+
 def test_a_joint_that_two_bodies_name_is_told(tmp_path):
     path = write(tmp_path)
     (tmp_path / 'arm.xml').write_text(ARM.replace('name="grip"', 'name="a"'))
@@ -696,22 +736,28 @@ def test_a_run_outlives_its_model_file(tmp_path):
             'trainer.eval_every_steps=0']
     train(load_config(path, [*tiny, 'trainer.env_steps=4']), run_dir)
     moved = model.rename(tmp_path / 'moved.xml')
-    build_robot.cache_clear()
     with pytest.raises(SpecError, match='found none at'):
         export_run(run_dir, policy, 1)
     there = [f'world.robot.model={moved}']
     export_run(run_dir, policy, 1, there)
     moved.write_text(ARM.replace('<worldbody>', '<worldbody> <!-- as before -->'))
-    build_robot.cache_clear()
     with pytest.raises(SpecError, match='it was changed since'):
         export_run(run_dir, policy, 1, there)
     changed = [*there, 'world.robot.model_hash=']
     spec, _ = export_run(run_dir, policy, 1, changed)
     assert spec.training.world['robot']['model'] == str(moved)
+    assert spec.training.world['robot']['model_hash'] == hash_of(moved)  # from now on
     longer = load_config(run_dir / 'config.yaml', [*changed, 'trainer.env_steps=8'])
     with pytest.raises(SpecError, match='^world.robot.model_hash must be .*, as the training in '):
         train(load_config(path, [*tiny, *there, 'trainer.env_steps=8']), run_dir)  # never silently
     assert train(longer, run_dir).env_steps == 8
+    taken = load_config(run_dir / 'config.yaml').world.robot.model_hash
+    assert taken == hash_of(moved)
+    moved.write_text(ARM.replace('mass="0.5"', 'mass="25"'))
+    for later in (lambda: train(None, run_dir), lambda: export_run(run_dir, policy, 1),
+                  lambda: evaluate_model(OnnxPolicy(policy), world_of(spec), 1)):
+        with pytest.raises(SpecError, match='it was changed since'):
+            later()
 
 
 def test_dead_actuators_hold_nothing(tmp_path):
