@@ -127,7 +127,7 @@ def load_training(path: str | Path, overrides: list[str] = ()) -> ExperimentConf
     active = _active_section(dump(config))
     idle = {'learner': 'on_policy', 'on_policy': 'learner'}[active]
     for override in overrides:
-        if override.startswith(f'{idle}.'):
+        if override.partition('=')[0].partition('.')[0] == idle:
             raise SpecError(f'an override must be of {active}, whose settings the algorithm that '
                             f'trains has, got {override}')
     return config

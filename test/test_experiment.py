@@ -152,6 +152,7 @@ def test_overrides_in_order():
 
 @pytest.mark.parametrize('name, override, active', [
     ('half_cheetah_gpu', 'learner.sigma=0.9', 'on_policy'),
+    ('half_cheetah_gpu', 'learner={sigma: 0.9}', 'on_policy'),
     ('fetch_reach', 'on_policy.horizon=9', 'learner')])
 def test_an_override_that_would_do_nothing_is_refused(name, override, active):
     with pytest.raises(SpecError, match=f'^an override must be of {active}, whose settings the '
