@@ -45,6 +45,7 @@ from dpg_robot.report import draw_latency, draw_learning_curve, film
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
 from dpg_robot.sim.world import make_world
 
+LOCK = 'demo.lock'
 EVALUATION_SEED = 3_000_000
 STARTUP_S = 30.0
 
@@ -62,6 +63,12 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
     if run_dir.name in ('', '..'):
         run_dir = run_dir.resolve()
     _move_aside(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with own_folder(run_dir, LOCK):
+        return _run(config, run_dir, episodes)
+
+
+def _run(config, run_dir, episodes):
     noise = config.world.noise
     print(f'[1/4] training {config.world.task}, actuator noise {noise.actuator:g} of full scale')
     if not train(config, run_dir):
@@ -107,12 +114,14 @@ def run_demo(config: ExperimentConfig, run_dir: Path, episodes: int) -> dict:
 def _move_aside(run_dir):
     if not run_dir.exists():
         return
-    if not run_dir.is_dir() or any(run_dir.iterdir()) and not (run_dir / CONFIG_FILE).exists():
+    is_empty = run_dir.is_dir() and not any(run_dir.iterdir())
+    if not is_empty and not any((run_dir / name).exists() for name in (CONFIG_FILE, LOCK)):
         raise SpecError('the demo must have a folder that is new or empty, or holds a demo '
                         f'before, got {run_dir}')
-    if not any(run_dir.iterdir()):
+    if is_empty:
         return
-    with own_folder(run_dir):  # who trains there would go on in the new one
+    # Who is at work there would go on in the new one.
+    with own_folder(run_dir), own_folder(run_dir, LOCK):
         number = 1
         while (old := run_dir.with_name(f'{run_dir.name}.{number}')).exists():
             number += 1

@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
@@ -25,20 +24,18 @@ import yaml
 class _UniqueKeys(yaml.SafeLoader):
     """A key that is there twice would otherwise lose its first value without a word."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == 'tag:yaml.org,2002:merge':
-                continue  # what it brings may be said anew
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'a key must be a scalar, got {key}', key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f'the key {key} is there twice', key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor):
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = f'a key must be a scalar, got a {key.id}'
+            elif (key.tag, key.value) in seen:
+                problem = f'the key {key.value} is there twice'
+            else:
+                seen.add((key.tag, key.value))
+                continue
+            raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        return node
 
 
 def load_yaml(text: str) -> Any:

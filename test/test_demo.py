@@ -22,7 +22,7 @@ from PIL import Image
 import pytest
 
 from dpg_robot.contract.strict import SpecError
-from dpg_robot.demo import Drive, run_demo
+from dpg_robot.demo import Drive, LOCK, run_demo
 from dpg_robot.experiment import load_training
 from dpg_robot.learn.evaluate import wilson_interval
 from dpg_robot.learn.trainer import own_folder
@@ -83,11 +83,13 @@ def test_an_earlier_demo_is_kept(demo):
     assert (old / 'report.json').read_text() == 'an earlier one'
 
 
-def test_a_demo_that_still_runs_is_left_where_it_is(tmp_path):
+@pytest.mark.parametrize('name', ['lock', LOCK])
+def test_a_demo_that_still_runs_is_left_where_it_is(tmp_path, name):
     """Or it would go on in the folder of the second one."""
     (tmp_path / 'demo').mkdir()
     (tmp_path / 'demo' / 'config.yaml').write_text('its settings')
-    with own_folder(tmp_path / 'demo'), pytest.raises(SpecError, match='another process trains'):
+    with own_folder(tmp_path / 'demo', name), \
+            pytest.raises(SpecError, match='another process trains'):
         run_demo(load_training('fetch_reach'), tmp_path / 'demo', 1)
     assert [path.name for path in tmp_path.iterdir()] == ['demo']
 

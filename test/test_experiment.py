@@ -32,6 +32,7 @@ from dpg_robot.experiment import (
 )
 from dpg_robot.sim.tasks import TASKS
 from dpg_robot.sim.world import make_world, WorldConfig
+from dpg_robot.strict_yaml import load_yaml
 
 
 def test_packaged_config():
@@ -106,6 +107,8 @@ def test_yaml_may_share_a_part(tmp_path):
                     '0.1}, actuator: 0.2}\n')
     noise = load_config(path).world.noise
     assert (noise.actuator, noise.actuator_bias) == (0.2, 0.1)
+    text = 'base: &base {x: 1}\ndeep: {a: &a {<<: *base, x: 2}}\nc: {<<: *a, x: 3}\n'
+    assert load_yaml(text) == {'base': {'x': 1}, 'deep': {'a': {'x': 2}}, 'c': {'x': 3}}
 
 
 def test_config_that_is_not_text(tmp_path):

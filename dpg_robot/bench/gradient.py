@@ -244,7 +244,8 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
 def _collector_key(collector):
     learner = {name: getattr(collector.learner, name) for name in CRITIC_FIELDS}
     return [dump(collector.world), dump(learner), dump(collector.trainer), CHECKPOINT_VERSION,
-            versions(), source(ROOM / 'sim', ROOM / 'learn', ROOM / 'bench')]
+            versions(), source(ROOM / 'sim', ROOM / 'learn', *(
+                ROOM / 'bench' / name for name in ('collect.py', 'truth.py')))]
 
 
 def _note(text):

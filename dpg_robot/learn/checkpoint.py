@@ -44,7 +44,7 @@ def write_atomic(path: Path, write, alone: bool = True) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk is not to be filled further
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)  # as when it could not be opened
         raise
     directory = os.open(path.parent, os.O_RDONLY)

@@ -149,6 +149,7 @@ class Trainer:
         """
         self.config, self.eval_envs = config, eval_envs
         self.run_dir, self.identity = Path(run_dir), identity
+        self._agreed = identity  # what the checkpoint agreed with
         self.run_dir.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(config.torch_threads)
         torch.manual_seed(config.seed)
@@ -203,6 +204,8 @@ class Trainer:
         """
         self._speed = (time.monotonic(), self.env_steps)
         with self._own_run_dir(), open_log(self.run_dir, self.env_steps) as log:
+            if self._saved and self.identity != self._agreed:
+                self.save()  # as the configuration says from now on
             while not self.finished and not should_stop():
                 started = time.monotonic()
                 metrics = self.round()
@@ -325,12 +328,13 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def own_folder(run_dir: Path) -> Iterator[None]:
+def own_folder(run_dir: Path, name: str = 'lock') -> Iterator[None]:
     """Keep other processes from training in a folder.
 
+    :param name: of the file to lock.
     :raises SpecError: if one does.
     """
-    with open(run_dir / 'lock', 'w') as lock:
+    with open(run_dir / name, 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
         except OSError:

@@ -39,15 +39,15 @@ class EmergencyStop:
         :param on_lift: called when a stop is lifted; returns one line for who asked.
         """
         self.why, self.num_stops = '', 0
-        self._node, self._is_pressed = node, False
+        self._is_pressed = False
         self._on_stop, self._on_lift = on_stop, on_lift
         # The second one hears a stop from before this node was there, if its publisher keeps it.
         # It warns of publishers that do not, which the first one hears: so it must not.
-        for durability, warns in ((DurabilityPolicy.VOLATILE, True),
-                                  (DurabilityPolicy.TRANSIENT_LOCAL, False)):
-            node.create_subscription(
-                Bool, 'estop', self._on_topic, QoSProfile(depth=10, durability=durability),
-                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=warns))
+        self._subscription, _ = (node.create_subscription(
+            Bool, 'estop', self._on_topic, QoSProfile(depth=10, durability=durability),
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=warns))
+            for durability, warns in ((DurabilityPolicy.VOLATILE, True),
+                                      (DurabilityPolicy.TRANSIENT_LOCAL, False)))
         node.create_service(Trigger, '~/estop', self._on_service)
         node.create_service(Trigger, '~/reset_estop', self._on_reset)
 
@@ -69,7 +69,7 @@ class EmergencyStop:
 
     def _on_reset(self, request, response):
         # A publisher that has gone can release nothing any more.
-        is_pressed = self._is_pressed and self._node.count_publishers('estop') > 0
+        is_pressed = self._is_pressed and self._subscription.get_publisher_count() > 0
         response.success = bool(self.why) and not is_pressed
         if not self.why:
             response.message = 'nothing to lift: not stopped'

@@ -80,7 +80,8 @@ class PolicyNode(ManagedNode):
         self._stop, self._ended = stop, threading.Event()
         self.control = self.control_loop = self.topics = self.loader = self.recorder = None
         self.clock, self.realtime = SteadyClock(), ''
-        self._wanted_model = self.settings['model']
+        # The parameter, and what was announced or taken since.
+        self._wanted_model, self._newer_model = self.settings['model'], ''
         self._told, self._told_lately = None, set()
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self.estop, self._heard_s = EmergencyStop(self, self._on_estop, self._on_lift), math.inf
@@ -98,22 +99,23 @@ class PolicyNode(ManagedNode):
                 QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
 
     def _want(self, path):
-        self._wanted_model = path
+        self._wanted_model, self._newer_model = path, ''
         if self.loader is not None:
             self.loader.request(_model_path(path))
 
     def _on_announcement(self, message):
         loader = self.loader
         if loader is None:
-            self._wanted_model = message.data
+            self._newer_model = message.data
         else:  # one that is refused is forgotten
             loader.request(_model_path(message.data))
 
     def configure(self) -> None:
         """Load and check the model, and connect its topics."""
         try:
-            self._connect(_model_path(self._wanted_model), self.settings)
+            self._connect(_model_path(self._newer_model or self._wanted_model), self.settings)
         except Exception:
+            self._newer_model = ''  # one that is refused is forgotten
             self.cleanup()
             raise
 
@@ -244,7 +246,7 @@ class PolicyNode(ManagedNode):
         if is_accepted:
             loader = self.loader
             if loader is not None:
-                self._wanted_model = loader.path
+                self._newer_model = loader.path
             self._log('INFO', f'from the next tick on: {line}')
         else:
             self._log('ERROR', f'the running policy stays: {line}')
@@ -265,11 +267,13 @@ class PolicyNode(ManagedNode):
                 self._idle(self.topics)
                 self._drive(self.control_loop)
         finally:
-            self._end_commands()
-            if self.control_loop is not None:
-                self._status.publish('stopped')
-            if self.recorder is not None:
-                self.recorder.close()
+            try:
+                self._end_commands()
+                if self.control_loop is not None:
+                    self._status.publish('stopped')
+            finally:
+                if self.recorder is not None:
+                    self.recorder.close()
 
     def _idle(self, topics):
         if topics is None:

@@ -92,7 +92,8 @@ class ControlLoop:
         # Simulated time is zero until its first message comes.
         self._phase.listen_until(1e-9)
         self._deadlines.restart(self.clock.now())
-        self._ticked_s, self._has_begun = self.clock.now(), True
+        self._ticked_s, self._ticked_real_s = self.clock.now(), time.monotonic()
+        self._has_begun = True
 
     def tick(self) -> Step:
         """Tick once and keep the books."""

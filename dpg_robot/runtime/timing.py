@@ -42,8 +42,9 @@ _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
 # How long before its deadline a tick's rehearsal ends [s]: a state that comes during it is noticed
-# only behind it. A policy for which it takes longer than this part of the period has none.
-_REHEARSED_S, _LONGEST_REHEARSAL = 0.0001, 0.25
+# only behind it. Where it takes longer than this part of the period, there is none for so many
+# ticks.
+_REHEARSED_S, _LONGEST_REHEARSAL, _REST_TICKS = 0.0001, 0.25, 500
 # No wait lasts longer without a look at whether to go on [s].
 _LOOK_S = 0.1
 
@@ -126,8 +127,8 @@ class PhaseLock:
     its period, so that commands rest on a state up to one period old, and may miss the robot's
     next step. A fixed delay behind the state would have to be as long as the latest of states, and
     every command would pay for it. So each tick waits from its deadline on for the state, but no
-    longer than half of the period, and not at all where states regularly come less often
-    than the control rate. The rate is that of the deadlines, whatever arrives.
+    longer than half of the period, and where states regularly come less often than the control
+    rate until just behind the place of one. The rate is that of the deadlines, whatever arrives.
 
     Deadlines lie a little ahead of the state. As the first arrival may have been a late one, and
     two machines' clocks drift apart, they follow it slowly, unless states come faster than ticks.
@@ -150,7 +151,7 @@ class PhaseLock:
             part * deadlines.period_s for part in (_LONGEST_LEAD, _GRACE, _SPREAD))
         self._lead_s = self._longest_lead_s
         self._is_locked, self._freshness, self._num_states = False, 1.0, 0
-        self._rehearsal_s, self._is_timed = 0.0, True
+        self._rehearsal_s, self._num_rests, self._is_timed = 0.0, 0, True
         self._tick_s = self._last_tick_s = self._state_s = float('-inf')
         self._num_jumps = deadlines.clock.num_jumps
 
@@ -167,8 +168,8 @@ class PhaseLock:
         deadlines.advance(grace_s)
         self._num_states, self._is_timed = 0, True
         early_s = deadlines.deadline_s - _REHEARSED_S - self._rehearsal_s
-        may_rehearse = self._rehearsal_s < _LONGEST_REHEARSAL * deadlines.period_s
-        if is_awaited and may_rehearse and deadlines.clock.now() < early_s:
+        self._num_rests = max(0, self._num_rests - 1)
+        if is_awaited and not self._num_rests and deadlines.clock.now() < early_s:
             self.listen_until(early_s)
             self._time_rehearsal()
         self.listen_until(deadlines.deadline_s)
@@ -184,9 +185,11 @@ class PhaseLock:
         self._rehearse()
         taken_s = time.monotonic() - began_s
         # One that was kept from its core says little about the next.
-        taken_s = min(taken_s, 2.0 * _LONGEST_REHEARSAL * self._deadlines.period_s)
-        self._rehearsal_s += _GAIN * (taken_s - self._rehearsal_s)
-        # When what is there now came, nobody knows.
+        longest_s = _LONGEST_REHEARSAL * self._deadlines.period_s
+        self._rehearsal_s += _GAIN * (min(taken_s, 2.0 * longest_s) - self._rehearsal_s)
+        if self._rehearsal_s > longest_s:
+            self._rehearsal_s, self._num_rests = longest_s, _REST_TICKS
+        # What is there now came when nobody looked, at the latest now.
         num_states = self._num_states
         self._take(0.0)
         self._is_timed = self._num_states == num_states
@@ -222,7 +225,7 @@ class PhaseLock:
         # Behind a state that came long ago, whole periods on: none was missed.
         late_s = self._deadlines.clock.now() - expected_s
         expected_s += max(0, math.ceil(late_s / period_s)) * period_s
-        self._lead_s, self._rehearsal_s = self._longest_lead_s, 0.0
+        self._lead_s, self._rehearsal_s, self._num_rests = self._longest_lead_s, 0.0, 0
         self._deadlines.restart(expected_s - self._lead_s)
 
     def lose(self) -> None:
@@ -245,8 +248,7 @@ class PhaseLock:
         """
         is_whole = self._is_whole(self._last_tick_s)
         self._freshness += (is_whole - self._freshness) / _MEMORY_TICKS
-        is_one = is_whole and self._num_states == 1
-        if is_one and self._is_timed and self._freshness > _MOST:
+        if is_whole and self._num_states == 1:
             self._steer()
         return self._arrival()[0] > self._last_tick_s
 
@@ -255,7 +257,13 @@ class PhaseLock:
         early_s = deadlines.deadline_s + self._lead_s - self._arrival()[1]
         if early_s > 0.5 * deadlines.period_s:  # go the short way round
             early_s -= deadlines.period_s
+        is_awaited = self._freshness > _MOST
+        if early_s < 0.0 and not self._is_timed or \
+                not is_awaited and abs(early_s) > 2.0 * self._lead_s:
+            return
         deadlines.deadline_s -= max(_GAIN * early_s, -_LARGEST_STEP * deadlines.period_s)
+        if not is_awaited:
+            return
         # This grows by more than what one late state has just moved the grid, and falls as slowly.
         lead_s = self._lead_s + _GAIN * (_LEADS * abs(early_s) - self._lead_s)
         lead_s = min(max(lead_s, _SHORTEST_LEAD_S), self._longest_lead_s)

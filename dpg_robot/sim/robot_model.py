@@ -218,7 +218,8 @@ def _measure(spec, model, config, path):
         raise SpecError(f'world.robot.position_lower[{i}] must be below position_upper[{i}] '
                         f'({upper[i]:g}), or both left out, got {lower[i]:g}')
     velocity = np.array(_urdf_velocities(path, config))
-    velocity = _lowered('velocity_limit', config, velocity, 'rad/s')
+    if config.control != 'torque':
+        velocity = _lowered('velocity_limit', config, velocity, 'rad/s')
     torque = np.where(motor, model.jnt_actfrcrange[ids, 1], np.inf)
     torque = _lowered('torque_limit', config, torque, 'N m')
     needed = {'position': ('velocity_limit', velocity), 'velocity': ('velocity_limit', velocity),

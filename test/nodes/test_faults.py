@@ -373,7 +373,8 @@ class Managed:
 def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     """One process goes through all states; what may move, and what may not, in each."""
     robot = make_robot('/managed')
-    process = ros.start('policy_node', ['-r', '__ns:=/managed'], autostart=False,
+    process = ros.start('policy_node', ['-r', '__ns:=/managed', '-r', 'estop:=safety/stop'],
+                        autostart=False,
                         model=models['tampered'], diagnostics_period_s=0.2, blend_s=0.0,
                         model_topic='announced')
     node = Managed(ros, '/managed/policy_node')
@@ -401,7 +402,7 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     robot.wait(DRIVEN)
 
     # Active: the topic latches, and false does not lift, but a reset while it says true neither.
-    button = ros.node.create_publisher(Bool, '/managed/estop', QoSProfile(
+    button = ros.node.create_publisher(Bool, '/managed/safety/stop', QoSProfile(
         depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
     ros.wait(lambda: button.get_subscription_count() == 2)
     button.publish(Bool(data=True))
@@ -416,7 +417,7 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     ros.node.destroy_publisher(button)
 
     # Who said true and went away holds nothing up.
-    once = ros.node.create_publisher(Bool, '/managed/estop', 10)
+    once = ros.node.create_publisher(Bool, '/managed/safety/stop', 10)
     ros.wait(lambda: once.get_subscription_count() == 1)
     once.publish(Bool(data=True))
     robot.wait(SAFE)
@@ -443,14 +444,16 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     assert robot.newest() == SAFE
     assert node.reset().success
 
-    # And all the way back.
+    # And all the way back; what is announced meanwhile and is no policy holds up one configure.
     assert node.go('cleanup') == (True, 'unconfigured')
+    announcement.publish(String(data=str(models['tampered'])))
+    ros.wait(lambda: not (node.go('configure')[0] and node.go('cleanup')), what='the refusal')
     assert node.go('configure') == (True, 'inactive')
     assert node.go('activate') == (True, 'active')
     robot.wait(DRIVEN)
     assert node.go('active_shutdown') == (True, 'finalized')
     ros.wait(lambda: robot.newest() == SAFE)
-    volatile = ros.node.create_publisher(Bool, '/managed/estop', 10)
+    volatile = ros.node.create_publisher(Bool, '/managed/safety/stop', 10)
     ros.wait(lambda: volatile.get_subscription_count() == 1, what='the subscription')
     assert ros.stop(process) == 0
     log = process.log.read_text()

@@ -227,6 +227,7 @@ def test_a_slow_policy_is_not_called_silent(silence_s, told):
     found = []
     node = SimpleNamespace(
         control_loop=SimpleNamespace(period_s=0.25, is_stalled=False), clock=None,
+        estop=SimpleNamespace(why=''),
         settings={'diagnostics_period_s': 0.1}, _silence_s=lambda: silence_s,
         _status=SimpleNamespace(publish=lambda *status: found.append(status)))
     PolicyNode._look_for_silence(node)
@@ -346,9 +347,14 @@ def test_only_the_control_thread_has_the_core(ros, model):
     core = max(os.sched_getaffinity(0))
     process = ros.start('policy_node', ['-r', '__ns:=/cell6'], model=model, cpu=core)
     ros.status('cell6/policy_node: control')
-    threads = [(task / 'status').read_text()
-               for task in Path(f'/proc/{process.pid}/task').iterdir()]
-    assert sum(f'Cpus_allowed_list:\t{core}\n' in text for text in threads) == 1
+
+    def pinned():
+        threads = [(task / 'status').read_text()
+                   for task in Path(f'/proc/{process.pid}/task').iterdir()]
+        return sum(f'Cpus_allowed_list:\t{core}\n' in text for text in threads)
+    ros.wait(pinned, what='a thread on its core')  # its loop begins behind the first status
+    time.sleep(0.2)
+    assert pinned() == 1
     assert ros.stop(process) == 0
 
 

@@ -35,6 +35,7 @@ from dpg_robot.experiment import (
     ExperimentConfig,
     export_run,
     load_config,
+    open_trainer,
     world_of,
 )
 from dpg_robot.resources import share_path, task_names
@@ -750,6 +751,12 @@ def test_a_run_outlives_its_model_file(tmp_path):
     longer = load_config(run_dir / 'config.yaml', [*changed, 'trainer.env_steps=8'])
     with pytest.raises(SpecError, match='^world.robot.model_hash must be .*, as the training in '):
         train(load_config(path, [*tiny, *there, 'trainer.env_steps=8']), run_dir)  # never silently
+    killed = open_trainer(longer, run_dir, resume=True)
+    killed.round = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        killed.run()
+    killed.close()
+    export_run(run_dir, policy, 1)  # folder and checkpoint agree, whenever it ends
     assert train(longer, run_dir).env_steps == 8
     taken = load_config(run_dir / 'config.yaml').world.robot.model_hash
     assert taken == hash_of(moved)
