@@ -287,7 +287,7 @@ def _bench_gradient(options):
     from dpg_robot.bench.report import draw, table
     from dpg_robot.learn.fit import check_fit, fit_gradient
     parts = max(options.fractions) if not options.sweep else 1
-    check_fit(tuple(options.estimators), options.transitions // parts)
+    check_fit(options.estimators, options.transitions // parts)
     bench = GradientBench(tuple(options.estimators), options.transitions, options.seeds,
                           options.states, options.pairs, options.jobs, tuple(options.fractions),
                           options.run_dir)

@@ -112,14 +112,11 @@ def _run(config, run_dir, episodes):
 
 
 def _move_aside(run_dir):
-    if not run_dir.exists():
+    if not run_dir.exists() or run_dir.is_dir() and not any(run_dir.iterdir()):
         return
-    is_empty = run_dir.is_dir() and not any(run_dir.iterdir())
-    if not is_empty and not any((run_dir / name).exists() for name in (CONFIG_FILE, LOCK)):
+    if not any((run_dir / name).exists() for name in (CONFIG_FILE, LOCK)):
         raise SpecError('the demo must have a folder that is new or empty, or holds a demo '
                         f'before, got {run_dir}')
-    if is_empty:
-        return
     # Who is at work there would go on in the new one.
     with own_folder(run_dir), own_folder(run_dir, LOCK):
         number = 1

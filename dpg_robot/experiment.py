@@ -183,15 +183,13 @@ def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -
         config = config or old
         refuse_other(dump(old), dump(config), run_dir)
     goals = hindsight_goals(config)
-    trainer = Trainer(config.trainer, config.active, make_training_worlds(config),
-                      make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals,
-                      _complete)
-    trainer.identity = dump(_with_hash(config))
-    return trainer
+    return Trainer(config.trainer, config.active, make_training_worlds(config),
+                   make_vector(config.world, EVAL_ENVS), run_dir, dump(config), goals, _complete,
+                   dump(_with_hash(config)))
 
 
 def _with_hash(config):
-    """Return the configuration of what comes, when any model file was to do for once."""
+    """Return a configuration that holds from now on to the model file that it has taken."""
     robot = config.world.robot
     if robot is None or robot.model_hash:
         return config
@@ -270,8 +268,7 @@ def export_run(run_dir: Path, path: Path, episodes: int = 100,
     # Its worlds are not needed, nor the device that they were on.
     trainer = Trainer(replace(config.trainer, device='cpu'), config.active, None,
                       make_vector(config.world, EVAL_ENVS), run_dir, dump(config),
-                      hindsight_goals(config), _complete)
-    trainer.identity = dump(_with_hash(config))
+                      hindsight_goals(config), _complete, dump(_with_hash(config)))
     try:
         return export_trainer(trainer, config, path, episodes)
     finally:

@@ -48,7 +48,7 @@ SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics':
 REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_weight_decay')
 
 
-def check_fit(names: tuple[str, ...], num_transitions: int) -> None:
+def check_fit(names: Sequence[str], num_transitions: int) -> None:
     """Check that estimators can be fitted on so many transitions.
 
     :raises SpecError: if a name is unknown, or there are too few transitions.

@@ -132,7 +132,8 @@ class Trainer:
     def __init__(self, config: TrainerConfig, learner_config: LearnerConfig | OnPolicyConfig,
                  envs, eval_envs, run_dir: Path, identity: dict[str, Any],
                  goals: Goals | None = None,
-                 complete: Callable[[dict], dict] = lambda identity: identity):
+                 complete: Callable[[dict], dict] = lambda identity: identity,
+                 kept: dict[str, Any] | None = None):
         """Start a new training, or resume the one whose checkpoint is in ``run_dir``.
 
         :param learner_config: its type decides how is learned.
@@ -141,15 +142,16 @@ class Trainer:
             training that is only looked at, not run.
         :param eval_envs: a gymnasium vector environment, on the CPU whatever the device.
         :param run_dir: folder for checkpoint, metrics and TensorBoard events.
-        :param identity: plain data that describes the run, kept in the checkpoint.
+        :param identity: plain data that describes the run, which that of the checkpoint must fit.
         :param goals: those of the worlds, which ``hindsight`` needs.
         :param complete: gives an identity of an earlier version what has been added since.
+        :param kept: the identity from now on; None for the same.
         :raises SpecError: if the checkpoint cannot be read, or belongs to another run, or if the
             device has too little memory.
         """
         self.config, self.eval_envs = config, eval_envs
-        self.run_dir, self.identity = Path(run_dir), identity
-        self._agreed = identity  # what the checkpoint agreed with
+        self.run_dir, self.identity = Path(run_dir), kept or identity
+        self._is_redefined = self.identity != identity
         self.run_dir.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(config.torch_threads)
         torch.manual_seed(config.seed)
@@ -166,7 +168,7 @@ class Trainer:
         self._saved = file_signature(self.checkpoint_path)
         if self._saved:
             state = load_checkpoint(self.checkpoint_path)
-            refuse_other(complete(state['identity']), self.identity, self.run_dir)
+            refuse_other(complete(state['identity']), identity, self.run_dir)
             self._load_state(state)
 
     def _wrap(self, envs):
@@ -204,7 +206,7 @@ class Trainer:
         """
         self._speed = (time.monotonic(), self.env_steps)
         with self._own_run_dir(), open_log(self.run_dir, self.env_steps) as log:
-            if self._saved and self.identity != self._agreed:
+            if self._saved and self._is_redefined:
                 self.save()  # as the configuration says from now on
             while not self.finished and not should_stop():
                 started = time.monotonic()

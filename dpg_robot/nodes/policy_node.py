@@ -84,7 +84,8 @@ class PolicyNode(ManagedNode):
         self._wanted_model, self._newer_model = self.settings['model'], ''
         self._told, self._told_lately = None, set()
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
-        self.estop, self._heard_s = EmergencyStop(self, self._on_estop, self._on_lift), math.inf
+        self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
+        self._heard_s = math.inf  # until the loop begins, and the executor with it
         self._status = PolicyStatus(self)
         self._take_models()
         if self.settings['autostart']:
@@ -189,11 +190,11 @@ class PolicyNode(ManagedNode):
 
     def cleanup(self) -> None:
         """Leave the topics and forget the model."""
-        parts = self.loader, self.topics, self.clock, self.recorder
+        parts = self.recorder, self.clock, self.topics, self.loader
         self.control = self.topics = self.loader = self.recorder = None
         self.clock = SteadyClock()
-        with contextlib.ExitStack() as closing:  # all, whatever one of them raises
-            for part in reversed(parts):
+        with contextlib.ExitStack() as closing:  # from the last on, whatever one of them raises
+            for part in parts:
                 if part is not None:
                     closing.callback(part.close)
 

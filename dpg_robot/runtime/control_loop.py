@@ -62,8 +62,8 @@ class ControlLoop:
             lambda: control.rehearse(clock.now()))
         self._stall_s = max(_STALL_PERIODS * period_s, _LEAST_STALL_S)
         self._tick_s = self._latency_s = math.nan
-        self._ticked_s, self._has_begun, self.is_stalled = math.inf, False, False
-        self._ticked_real_s = time.monotonic()
+        self._ticked_s = self._ticked_real_s = math.inf
+        self._has_begun = self.is_stalled = False
 
     @property
     def period_s(self) -> float:

@@ -232,8 +232,8 @@ class FlightRecorder:
                         errors='ignore')})
 
     def _send(self, line):
-        # Each character as its own bytes; JSON's escape for what is none, such as half a path's.
-        data = json.dumps(line, ensure_ascii=False).encode(errors='backslashreplace') + b'\n'
+        # Each character as its own bytes: those who call have replaced what is none.
+        data = json.dumps(line, ensure_ascii=False).encode() + b'\n'
         with self._pipe_lock:  # a closed descriptor could be somebody else's by now
             try:
                 if not self._is_open or len(data) > _LONGEST_LINE:

@@ -161,10 +161,11 @@ class PhaseLock:
         :return: False if it was ended.
         """
         deadlines = self._deadlines
-        is_awaited = self._is_locked and self._freshness > _MOST
-        # Where states often fail to come, one that does has come shortly before the tick.
-        grace_s = self._lead_s + (self._grace_s if is_awaited else self._lead_s)
-        grace_s *= self._is_locked
+        grace_s, is_awaited = 0.0, self._is_awaited
+        if is_awaited:
+            grace_s = self._lead_s + self._grace_s
+        elif self._is_locked:  # states often fail to come: one that does comes just before
+            grace_s = 2.0 * self._lead_s
         deadlines.advance(grace_s)
         self._num_states, self._is_timed = 0, True
         early_s = deadlines.deadline_s - _REHEARSED_S - self._rehearsal_s
@@ -179,6 +180,10 @@ class PhaseLock:
             self._begin_anew()
         self._last_tick_s, self._tick_s = self._tick_s, deadlines.clock.now()
         return not self._is_ended()
+
+    @property
+    def _is_awaited(self):
+        return self._is_locked and self._freshness > _MOST
 
     def _time_rehearsal(self):
         began_s = time.monotonic()
@@ -257,12 +262,11 @@ class PhaseLock:
         early_s = deadlines.deadline_s + self._lead_s - self._arrival()[1]
         if early_s > 0.5 * deadlines.period_s:  # go the short way round
             early_s -= deadlines.period_s
-        is_awaited = self._freshness > _MOST
         if early_s < 0.0 and not self._is_timed or \
-                not is_awaited and abs(early_s) > 2.0 * self._lead_s:
+                not self._is_awaited and abs(early_s) > 2.0 * self._lead_s:
             return
         deadlines.deadline_s -= max(_GAIN * early_s, -_LARGEST_STEP * deadlines.period_s)
-        if not is_awaited:
+        if not self._is_awaited:
             return
         # This grows by more than what one late state has just moved the grid, and falls as slowly.
         lead_s = self._lead_s + _GAIN * (_LEADS * abs(early_s) - self._lead_s)

@@ -77,9 +77,10 @@ def build_robot(config: RobotConfig) -> RobotModel:
     return _build(config, path, _check_hash(config, path))
 
 
-# Worlds of one configuration share the work; each takes a copy of the model.
+# Worlds of one configuration and one content of the file share the work; each takes a copy of the
+# model.
 @functools.lru_cache(maxsize=8)
-def _build(config, path, found):
+def _build(config, path, content_hash):
     spec = _parse(path)
     # What is wrong with the file itself is told before anything is changed.
     given = _compile(spec, path)
