@@ -65,6 +65,9 @@ def add_latency(benches: argparse._SubParsersAction) -> None:
                         help='turns in which policy_node and echo share these (default: 2)')
     parser.add_argument('--memory-minutes', type=float, default=0.0, metavar='MINUTES',
                         help="then watch the node's memory for so long")
+    parser.add_argument('--wake-latency-us', type=int, default=-1, metavar='US',
+                        help="policy_node's parameter of that name, for the echo as well "
+                        '(default: %(default)s, as the system wants)')
     parser.add_argument('--output', type=Path, default=Path('benchmarks/results/latency.json'),
                         help='default: %(default)s')
     parser.set_defaults(run=_run)
@@ -73,7 +76,7 @@ def add_latency(benches: argparse._SubParsersAction) -> None:
 def _run(options):
     from dpg_robot.cli import write_json
     bench = LatencyBench(tuple(options.rates), options.seconds, options.rounds,
-                         options.memory_minutes)
+                         options.memory_minutes, options.wake_latency_us)
     result = {'command': options.command, **bench_latency(bench)}
     write_json(options.output, result)
     print(f'{table(result)}\nwrote {options.output}')
@@ -84,7 +87,8 @@ class LatencyBench:
     """What to measure.
 
     ``rates`` in Hz; ``seconds`` at each rate, of policy_node and again of the echo, in ``rounds``
-    turns; ``memory_minutes`` of policy_node's memory, 0 for none.
+    turns; ``memory_minutes`` of policy_node's memory, 0 for none; ``wake_latency_us`` as
+    policy_node's parameter, for the echo as well.
 
     :raises SpecError: if a value is impossible.
     """
@@ -93,11 +97,13 @@ class LatencyBench:
     seconds: float = 8.0
     rounds: int = 2
     memory_minutes: float = 0.0
+    wake_latency_us: int = -1
 
     def __post_init__(self):
         for name, least, values in (
                 ('rates', 1, self.rates), ('seconds', 1, (self.seconds,)),
-                ('rounds', 1, (self.rounds,)), ('memory_minutes', 0, (self.memory_minutes,))):
+                ('rounds', 1, (self.rounds,)), ('memory_minutes', 0, (self.memory_minutes,)),
+                ('wake_latency_us', -1, (self.wake_latency_us,))):
             for value in values:
                 if not value >= least:
                     raise SpecError(f'{name} must be at least {least}, got {value}')
@@ -109,11 +115,15 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
     :raises SpecError: if a node does not start or answer.
     """
     from dpg_robot.experiment import commit, machine, versions
+    from dpg_robot.runtime.realtime import wake_latency
     _own_domain()
     runs = {(kind, rate): [] for rate in bench.rates for kind in ('policy', 'echo')}
     told = {rate: [] for rate in bench.rates}
     result: dict[str, Any] = {'load_average': os.getloadavg()[0]}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, \
+            wake_latency(bench.wake_latency_us) as problem:  # of all cores, whoever asks for it
+        if problem:
+            raise SpecError(problem)
         models = export_models(Path(folder), bench.rates)
         answers, floor = _run_model(models[bench.rates[0]])
         expected = {'policy': answers, 'echo': states(JOINTS)[:, :JOINTS]}
@@ -136,7 +146,8 @@ def bench_latency(bench: LatencyBench) -> dict[str, Any]:
                           for rate in bench.rates}}}
         if bench.memory_minutes:
             result['memory'] = _measure_memory(bench, models, folder)
-    return {**result, 'seconds': bench.seconds, 'rounds': bench.rounds, 'hidden': list(HIDDEN),
+    return {**result, 'seconds': bench.seconds, 'rounds': bench.rounds,
+            'wake_latency_us': bench.wake_latency_us, 'hidden': list(HIDDEN),
             'observation': 2 * JOINTS, 'action': JOINTS, 'versions': versions() | _ros_versions(),
             'machine': machine(), 'commit': commit()}
 

@@ -50,7 +50,7 @@ from dpg_robot.runtime.control_loop import ControlLoop
 from dpg_robot.runtime.inputs import InputGuard
 from dpg_robot.runtime.model_loader import ModelLoader
 from dpg_robot.runtime.onnx_policy import OnnxPolicy
-from dpg_robot.runtime.realtime import prepare_thread
+from dpg_robot.runtime.realtime import prepare_thread, wake_latency
 from dpg_robot.runtime.recorder import FlightRecorder
 from dpg_robot.runtime.timing import SteadyClock
 
@@ -258,15 +258,17 @@ class PolicyNode(ManagedNode):
         # Before this thread has a core: who watches it must not have to wait for that one.
         self._watchdog.start()
         self._heard_s = time.monotonic() + self.settings['estop_listen_s']
-        self.realtime = prepare_thread(
-            self.settings['cpu'], self.settings['realtime_priority'])
-        if self.realtime:
-            self.get_logger().warning(self.realtime)
         sys.setswitchinterval(_SWITCH_S)
         try:
-            while not self._stop.is_set():
-                self._idle(self.topics)
-                self._drive(self.control_loop)
+            with wake_latency(self.settings['wake_latency_us']) as sleepiness:
+                problems = sleepiness, prepare_thread(
+                    self.settings['cpu'], self.settings['realtime_priority'])
+                self.realtime = '; '.join(filter(None, problems))
+                if self.realtime:
+                    self.get_logger().warning(self.realtime)
+                while not self._stop.is_set():
+                    self._idle(self.topics)
+                    self._drive(self.control_loop)
         finally:
             try:
                 self._end_commands()

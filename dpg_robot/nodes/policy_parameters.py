@@ -49,6 +49,9 @@ PARAMETERS = (
               -1, 1023),
     Parameter('realtime_priority', 50, 'SCHED_FIFO priority of the control thread, where it is '
               'permitted; 0 for none.', 0, 99),
+    Parameter('wake_latency_us', -1, 'How long any core of this computer may take to wake [us], '
+              'where the request is permitted; 0: none sleeps; -1 for whatever the system wants.',
+              -1, 1000000),
     Parameter('record_folder', '', 'Folder of the flight recorder; empty for no recording.'),
     Parameter('record_mb', 256, 'Bound of all recordings in that folder [MB].', 2, 1000000),
     Parameter('diagnostics_period_s', 1.0, 'Time between two diagnostics [s].', 0.1, 60.0),

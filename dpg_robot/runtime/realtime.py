@@ -12,11 +12,18 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""What the operating system can do for the control thread: a core, and a priority."""
+"""What the operating system can do for the control thread: a core, a priority, light sleep."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import os
+from pathlib import Path
+import sys
+
+# Linux: what is written is asked for as long as the file is open.
+_WAKE_LATENCY = Path('/dev/cpu_dma_latency')
 
 
 def prepare_thread(cpu: int, priority: int) -> str:
@@ -43,6 +50,26 @@ def prepare_thread(cpu: int, priority: int) -> str:
                 f'cannot use SCHED_FIFO priority {priority} ({_reason(error)}); permit it with '
                 "'rtprio 99' for this user in /etc/security/limits.conf, or with CAP_SYS_NICE")
     return '; '.join(problems)
+
+
+@contextlib.contextmanager
+def wake_latency(longest_us: int) -> Iterator[str]:
+    """Keep the computer's idle cores, all of them, from sleeping deeper than that.
+
+    :param longest_us: how long a core may take to wake [us]; 0: none sleeps, and each takes the
+        power of a busy one; negative: whatever the system wants.
+    :return: as of :func:`prepare_thread`.
+    """
+    problem = ''
+    with contextlib.ExitStack() as asked:
+        if longest_us >= 0:
+            try:
+                file = asked.enter_context(open(_WAKE_LATENCY, 'wb', buffering=0))
+                file.write(longest_us.to_bytes(4, sys.byteorder))
+            except OSError as error:
+                problem = (f'cannot have cores that wake within {longest_us} us '
+                           f'({_reason(error)}); permit this user to write {_WAKE_LATENCY}')
+        yield problem
 
 
 def _reason(error):

@@ -106,6 +106,7 @@ def test_the_robot_is_one_that_a_file_can_carry():
     ({'rates': (0,)}, 'rates must be at least 1, got 0'),
     ({'seconds': 0.5}, 'seconds must be at least 1, got 0.5'),
     ({'rounds': 0}, 'rounds must be at least 1, got 0'),
+    ({'wake_latency_us': -2}, 'wake_latency_us must be at least -1, got -2'),
     ({'memory_minutes': -1.0}, 'memory_minutes must be at least 0, got -1'),
 ])
 def test_impossible_settings_are_refused(values, message):

@@ -15,6 +15,8 @@
 """Tests of what the operating system is asked for."""
 
 import os
+from pathlib import Path
+import sys
 import threading
 
 import pytest
@@ -67,3 +69,27 @@ def test_a_priority_is_asked_for_or_how_to_permit_it_is_told(monkeypatch, is_per
     if not is_permitted:
         assert 'SCHED_FIFO priority 42 (Operation not permitted)' in told
         assert 'rtprio' in told
+
+
+def test_cores_are_asked_to_sleep_lightly_as_long_as_it_lasts(monkeypatch, tmp_path):
+    device = tmp_path / 'cpu_dma_latency'
+    device.touch()
+    monkeypatch.setattr(realtime, '_WAKE_LATENCY', device)
+
+    def is_open():
+        files = (os.path.realpath(file) for file in Path('/proc/self/fd').iterdir())
+        return str(device.resolve()) in files
+    with realtime.wake_latency(-1) as problem:
+        assert (problem, is_open(), device.read_bytes()) == ('', False, b'')
+    with realtime.wake_latency(20) as problem:
+        # A request ends when its file is closed.
+        assert (problem, is_open()) == ('', True)
+        assert int.from_bytes(device.read_bytes(), sys.byteorder) == 20
+    assert not is_open()
+
+
+def test_cores_that_may_not_be_asked_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(realtime, '_WAKE_LATENCY', tmp_path / 'nothing' / 'cpu_dma_latency')
+    with realtime.wake_latency(0) as problem:
+        assert problem.startswith(
+            'cannot have cores that wake within 0 us (No such file or directory); permit')
