@@ -55,8 +55,8 @@ class _Sample(NamedTuple):
 class _Term:
     """One observation term: where it lies in the vector, and how it is read."""
 
-    def __init__(self, spec: ObservationTerm, vector: np.ndarray):
-        self.spec = spec
+    def __init__(self, spec: ObservationTerm, vector: np.ndarray, rate_factor: float):
+        self.spec, self.max_age_s = spec, spec.max_age_s / rate_factor
         self.reader = FieldReader(spec.fields)
         self.values = vector
 
@@ -67,9 +67,9 @@ class _Term:
             return Fault(spec.name, 'never received', f'nothing on {spec.topic} yet{hint}')
         age = now_s - sample.measured_s
         # A time far ahead is from before the clock was set back, and tells no age.
-        if abs(age) > spec.max_age_s:
+        if abs(age) > self.max_age_s:
             return Fault(
-                spec.name, 'stale', f'{spec.topic} must be at most {spec.max_age_s:g} s old, '
+                spec.name, 'stale', f'{spec.topic} must be at most {self.max_age_s:g} s old, '
                 f'got {age:.3f} s (received {now_s - sample.received_s:.3f} s ago){hint}')
         try:
             self.reader.read(sample.message, self.values)
@@ -99,8 +99,11 @@ class ObservationAssembler:
     measured, and ``valid_until_s`` when its first part becomes too old.
     """
 
-    def __init__(self, spec: PolicySpec):
-        """Prepare readers and buffers for a spec."""
+    def __init__(self, spec: PolicySpec, rate_factor: float = 1.0):
+        """Prepare readers and buffers for a spec.
+
+        :param rate_factor: simulated seconds, in which the spec tells ages, in a second here.
+        """
         self.topics = {term.topic: term.type for term in spec.observation}
         self.newest_s, self.valid_until_s = 0.0, _NEVER
         smallest = min(term.max_age_s for term in spec.observation)
@@ -116,7 +119,7 @@ class ObservationAssembler:
         self._terms, start = [], 0
         for term in spec.observation:
             place = slice(start, start + term.size)
-            self._terms.append((_Term(term, self._values[place]), place))
+            self._terms.append((_Term(term, self._values[place], rate_factor), place))
             if term.lower:
                 self._lower[place] = np.maximum(term.lower, -_LARGEST)
             if term.upper:
@@ -164,7 +167,7 @@ class ObservationAssembler:
                 faults.append(fault)
                 continue
             newest = max(newest, sample.measured_s)
-            until = min(until, sample.measured_s + spec.max_age_s)
+            until = min(until, sample.measured_s + term.max_age_s)
         if faults:
             return None, tuple(faults)
         # NaN fails every comparison, so this finds it too.

@@ -82,7 +82,7 @@ class PolicyControl:
         :param seed: of the sampled noise.
         :param recover_ticks: ticks without a fault that give command back, at least 1.
         :param rate_factor: simulated seconds in a second of the clock; rate limits are per
-            simulated second.
+            simulated second, and observations age in those.
         :param blend_s: how long a policy that takes command blends in [simulated s].
         :param send: sends a command to the robot; called by one thread at a time.
         :param rehearse_sending: does as ``send``, but to nobody.
@@ -94,7 +94,7 @@ class PolicyControl:
         if mode not in MODES:
             raise SpecError(f'mode must be one of {", ".join(MODES)}; got {mode}')
         self.policy = policy
-        self.observation = ObservationAssembler(policy.spec)
+        self.observation = ObservationAssembler(policy.spec, rate_factor)
         self.limiter = CommandLimiter(policy.spec)
         self.num_ticks = self.num_safe = self.num_exchanges = 0
         self.last_error = ''

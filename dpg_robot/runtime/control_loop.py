@@ -144,6 +144,8 @@ class ControlLoop:
             # The thread may still be in a tick of the last activation: its silence begins now,
             # or with simulated time.
             self._ticked_s, self._ticked_real_s = now_s or math.inf, time.monotonic()
+        elif now_s < self._ticked_s:  # a clock was set back
+            self._ticked_s = now_s
         silence_s = now_s - self._ticked_s
         # A moment without a core is many periods of a simulation that runs fast.
         is_long = time.monotonic() - self._ticked_real_s > _LEAST_STALL_S

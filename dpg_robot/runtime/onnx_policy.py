@@ -87,13 +87,16 @@ class OnnxPolicy:
 
     def _warm_up(self, path):
         # The first runs allocate; none of that may happen in the control loop.
-        observation = np.zeros(self.spec.obs_dim, np.float32)
+        draw = np.random.default_rng(0)
         try:
-            for _ in range(_NUM_WARM_UP):
-                self(observation)
+            actions = [self(draw.standard_normal(self.spec.obs_dim))
+                       for _ in range(_NUM_WARM_UP)]
         except Exception as error:
             raise SpecError(f'model file {path} refused: it must run on one observation: '
                             f'{error}') from error
+        if not np.isfinite(actions).all(1).any():
+            raise SpecError(f'model file {path} refused: its actions must be finite, got '
+                            f'{actions[0]}, and no finite one for {_NUM_WARM_UP} observations')
 
 
 def _make_session(data, path):

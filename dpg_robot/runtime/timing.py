@@ -36,8 +36,8 @@ _GRACE = 0.45
 # How far the parts of one state may lie apart, and how long it may have been there when its tick
 # is due; parts of the period.
 _SPREAD = 0.25
-# How much of its error a deadline makes good at once, and how far one late state may move it, as
-# a part of the period. A robot whose period is longer by less than that is followed.
+# How much of its error a deadline makes good at once, and how far one state may move it, as a
+# part of the period. A robot whose period is another one by less than that is followed.
 _GAIN, _LARGEST_STEP = 0.125, 0.02
 # Wait for states if most of so many ticks had a new one.
 _MEMORY_TICKS, _MOST = 32.0, 0.75
@@ -265,7 +265,8 @@ class PhaseLock:
         if early_s < 0.0 and not self._is_timed or \
                 not self._is_awaited and abs(early_s) > 2.0 * self._lead_s:
             return
-        deadlines.deadline_s -= max(_GAIN * early_s, -_LARGEST_STEP * deadlines.period_s)
+        largest_s = _LARGEST_STEP * deadlines.period_s
+        deadlines.deadline_s -= min(max(_GAIN * early_s, -largest_s), largest_s)
         if not self._is_awaited:
             return
         # This grows by more than what one late state has just moved the grid, and falls as slowly.

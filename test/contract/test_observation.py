@@ -61,6 +61,16 @@ def test_the_newest_message_counts():
     assert assembler.newest_s == 10.01
 
 
+def test_ages_are_in_the_seconds_of_the_simulation():
+    slow, fast = (ObservationAssembler(joint_spec(), rate_factor) for rate_factor in (0.1, 10.0))
+    age_s = joint_spec().observation[0].max_age_s
+    for assembler, real_s in ((slow, 10.0 * age_s), (fast, 0.1 * age_s)):
+        assembler.update('joint_states', joints(), 100.0)
+        assert assembler.assemble(100.0 + 0.99 * real_s)[0] is not None
+        assert assembler.valid_until_s == pytest.approx(100.0 + real_s)
+        assert assembler.assemble(100.0 + 1.01 * real_s)[0] is None
+
+
 def test_nothing_received():
     vector, faults = ObservationAssembler(joint_spec()).assemble(0.0)
     assert vector is None

@@ -117,6 +117,20 @@ def test_a_moment_without_a_core_is_no_stall_though_simulated_time_flies(bench, 
     assert loop.watch() == 'stalled: no tick for 1.100 s; safe command'
 
 
+def test_a_stall_while_the_clock_is_set_back_is_told_in_time(bench, monkeypatch):
+    loop, clock, sent = bench
+    real = ToldClock()
+    monkeypatch.setattr(control_loop.time, 'monotonic', real.now)
+    observe(loop, clock)
+    assert loop.wait()
+    loop.tick()
+    clock.time_s -= 5.0
+    assert loop.watch() == ''
+    clock.time_s += 0.15
+    real.time_s += 0.15
+    assert loop.watch() == 'stalled: no tick for 0.150 s; safe command'
+
+
 def test_a_thread_that_never_begins_is_stalled(bench):
     loop, clock, sent = bench
     assert loop.watch() == ''

@@ -117,7 +117,13 @@ def failing_model(spec):
     return model.SerializeToString()
 
 
+def nan_model(spec):
+    """Return an unsealed model that answers nothing but NaN."""
+    return model_bytes(spec, np.full((6, 3), np.nan))
+
+
 @pytest.mark.parametrize('make, message', [
+    (nan_model, r'its actions must be finite, got \[nan nan nan\]'),
     (double_model, r'observation must be a float32 tensor, got tensor\(double\)'),
     (failing_model, 'it must run on one observation')])
 def test_a_model_that_no_robot_could_call_is_refused_when_it_is_loaded(tmp_path, make, message):

@@ -272,6 +272,14 @@ def test_a_faster_state_does_not_move_the_grid(monkeypatch, period_s):
     assert ages.max() < period_s
 
 
+@pytest.mark.parametrize('period_s', [0.095, 0.097])
+def test_a_slightly_faster_state_hardly_moves_the_grid(monkeypatch, period_s):
+    """Nor does it leave each tick with a state as old as it can be."""
+    ticks, ages, _ = lock_on(Clock(monkeypatch), np.arange(100.03, 300.0, period_s))
+    assert 0.1 * 0.98 - 1e-6 <= np.diff(ticks)[100:].mean() <= 0.1
+    assert np.median(ages[100:]) < 0.5 * period_s
+
+
 def test_after_losing_the_state_nothing_is_waited_for(monkeypatch):
     clock = Clock(monkeypatch)
     arrivals = Arrivals(clock, [100.0, 200.0])
