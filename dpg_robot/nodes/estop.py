@@ -51,6 +51,11 @@ class EmergencyStop:
         node.create_service(Trigger, '~/estop', self._on_service)
         node.create_service(Trigger, '~/reset_estop', self._on_reset)
 
+    @property
+    def num_publishers(self) -> int:
+        """Return how many publishers of the topic are heard."""
+        return self._subscription.get_publisher_count()
+
     def _on_topic(self, message):
         self._is_pressed = message.data
         if message.data:
@@ -69,7 +74,7 @@ class EmergencyStop:
 
     def _on_reset(self, request, response):
         # A publisher that has gone can release nothing any more.
-        is_pressed = self._is_pressed and self._subscription.get_publisher_count() > 0
+        is_pressed = self._is_pressed and self.num_publishers > 0
         response.success = bool(self.why) and not is_pressed
         if not self.why:
             response.message = 'nothing to lift: not stopped'

@@ -59,11 +59,15 @@ _NUM_LAST_COMMANDS = 3
 _LAST_COMMANDS_GAP_S = 0.005
 # Two threads share the interpreter; neither keeps it from the other for longer [s].
 _SWITCH_S = 0.0005
+# A change that was told is not told again until the next diagnostics, or for so long [s].
+_TOLD_S = 1.0
 # How often the watchdog looks; and the control thread, whether it shall begin to tick [s].
 _WATCH_S, _IDLE_S = 0.05, 0.02
 # How long the end of the node waits for the watchdog to finish its look [s].
 _LONGEST_LOOK_S = 1.0
 _TOP_PRIORITY = 99
+# How often garbage is collected while the node ticks [s].
+_COLLECT_S = 1.0
 
 
 class PolicyNode(ManagedNode):
@@ -82,7 +86,8 @@ class PolicyNode(ManagedNode):
         self.clock, self.realtime = SteadyClock(), ''
         # The parameter, and what was announced or taken since.
         self._wanted_model, self._newer_model = self.settings['model'], ''
-        self._told, self._told_lately = None, set()
+        self._told, self._told_lately, self._told_s = None, set(), -math.inf
+        self._collected_s, self._num_stops_told = -math.inf, 0
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
         self._heard_s = math.inf  # until the loop begins, and the executor with it
@@ -185,8 +190,11 @@ class PolicyNode(ManagedNode):
     def _end_commands(self):
         control, topics = self.control, self.topics
         if control is not None and topics is not None:  # the other thread may just be leaving
+            was_open = control.is_open
             control.close(_NUM_LAST_COMMANDS, _LAST_COMMANDS_GAP_S)
             topics.flush()
+            if was_open:
+                self._log('INFO', 'no policy commands any more: the safe command is out')
 
     def cleanup(self) -> None:
         """Leave the topics and forget the model."""
@@ -215,11 +223,14 @@ class PolicyNode(ManagedNode):
                                          'activate')
 
     def _on_estop(self, why):
-        is_new = self.control is None or self.control.stopped is None
+        is_new = self.estop.num_stops != self._num_stops_told
         if self.control is not None:
             self.control.stop(self._estop_fault())
         if is_new:
-            sent = 'safe command' if self.control is not None else 'not configured: nothing sent'
+            self._num_stops_told = self.estop.num_stops
+            sent = 'not configured: nothing sent' if self.control is None else \
+                'safe command' if self.control.is_open else 'inactive: the safe command, but of ' \
+                'topics with elements that hold'
             self._log('ERROR', f'emergency stop {why}: {sent}')
             self.report()
 
@@ -240,6 +251,7 @@ class PolicyNode(ManagedNode):
             self.trigger_deactivate()
         if self.control is not None:
             self.control.lift()
+        self._log('INFO', 'emergency stop lifted')
         self.report()
         return f'lifted; {self.lifecycle}: the policy commands again once activated'
 
@@ -297,10 +309,14 @@ class PolicyNode(ManagedNode):
             self._tell_changes(loop)
             if is_other and not is_first:
                 self.report()
-            if time.monotonic() - self._status.published_s >= \
-                    self.settings['diagnostics_period_s']:
-                self.report()
+            now_s = time.monotonic()
+            if now_s - self._told_s >= min(_TOLD_S, self.settings['diagnostics_period_s']):
+                self._told_s = now_s
                 self._told_lately.clear()
+            if now_s - self._status.published_s >= self.settings['diagnostics_period_s']:
+                self.report()
+            if now_s - self._collected_s >= _COLLECT_S:
+                self._collected_s = now_s
                 collect_garbage()
 
     def _tell_changes(self, loop):
@@ -308,7 +324,7 @@ class PolicyNode(ManagedNode):
         faults = frozenset((fault.term, fault.kind) for fault in loop.faults) \
             if loop.faults else None
         now = loop.state, faults
-        # What is held back is told at the next report, if it is still so.
+        # What is held back is told soon, if it is still so.
         if now == self._told or now in self._told_lately:
             return
         self._told = now

@@ -42,7 +42,8 @@ class PolicyStatus:
         self._publisher = node.create_publisher(DiagnosticStatus, '~/status', QoSProfile(
             depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
         self._statuses, self._num_dropped = [], 0
-        self.published_s, self._num_ticks = time.monotonic(), 0
+        self.published_s = time.monotonic()
+        self._counted_s, self._num_ticks, self._rate_hz = self.published_s, 0, 0.0
 
     def publish(self, state: str, why: str = '') -> None:
         """Publish all parts.
@@ -75,18 +76,28 @@ class PolicyStatus:
     def _control(self, state, why, control, loop):
         level, message = _LEVELS.get(state, 'WARN'), f'{state}: {why}' if why else state
         values = {'state': state, 'lifecycle': self._node.lifecycle}
+        self.published_s = time.monotonic()
+        self._count(control, loop)
         if loop is not None:
             values |= self._figures(loop)
-        self._num_ticks = control.num_ticks if control is not None else 0
-        self.published_s = time.monotonic()
         self._add('control', level, message, values)
+
+    def _count(self, control, loop):
+        """Keep the rate of ticks: two reports may follow each other at once, which tells none."""
+        num_ticks = control.num_ticks if control is not None else 0
+        elapsed_s = self.published_s - self._counted_s
+        if loop is None:
+            self._rate_hz = 0.0
+        elif elapsed_s < 0.5 * self._node.settings['diagnostics_period_s']:
+            return
+        else:
+            self._rate_hz = (num_ticks - self._num_ticks) / elapsed_s
+        self._counted_s, self._num_ticks = self.published_s, num_ticks
 
     def _figures(self, loop):
         control, limiter = loop.control, loop.control.limiter
-        elapsed_s = max(time.monotonic() - self.published_s, 1e-6)
-        rate = (control.num_ticks - self._num_ticks) / elapsed_s
         return {
-            'control_rate_hz': 1.0 / loop.period_s, 'achieved_rate_hz': rate,
+            'control_rate_hz': 1.0 / loop.period_s, 'achieved_rate_hz': self._rate_hz,
             'ticks': control.num_ticks, 'safe_ticks': control.num_safe,
             'deadline_misses': loop.num_missed, 'stalls': loop.num_stalls,
             'repeated_states': loop.num_repeated,
@@ -104,13 +115,16 @@ class PolicyStatus:
                   for topic, names in publishers.items() if len(names) > 1]
         crowds += [f'{topic}: {name}' for topic, names in publishers.items()
                    for name in names if 'not heard' in name]
+        listeners = topics.num_listeners()
+        crowds += [f'{topic} has no subscriber' for topic, num in listeners.items() if not num]
         ages = observation.ages_s(self._node.clock.now())
         self._add('inputs', 'WARN' if crowds else 'OK', '; '.join(crowds) or 'no conflict', {
             'age_s': {term: 'never received' if age is None else age
                       for term, age in ages.items()},
             'received': {topic: guard.num_received for topic, guard in topics.guards.items()},
             'refused': {topic: dict(guard.refused) for topic, guard in topics.guards.items()},
-            'publishers': {topic: ', '.join(names) for topic, names in publishers.items()}})
+            'publishers': {topic: ', '.join(names) for topic, names in publishers.items()},
+            'subscribers': listeners})
 
     def _model(self, loader, control):
         policy = control.policy
@@ -130,6 +144,9 @@ class PolicyStatus:
                       {'recorder': told})
 
     def _estop(self, estop):
-        self._add('estop', 'ERROR' if estop.why else 'OK',
-                  f'latched {estop.why}' if estop.why else 'not latched',
-                  {'estop': 'latched' if estop.why else 'not latched', 'stops': estop.num_stops})
+        state, crowd = 'latched' if estop.why else 'not latched', estop.num_publishers
+        message = f'{state} {estop.why}'.strip()
+        if crowd > 1:
+            message += f'; {crowd} publishers, of whom only the last word of any is known'
+        self._add('estop', 'ERROR' if estop.why else 'WARN' if crowd > 1 else 'OK', message,
+                  {'estop': state, 'stops': estop.num_stops, 'estop_publishers': crowd})

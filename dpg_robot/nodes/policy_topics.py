@@ -160,6 +160,11 @@ class PolicyTopics:
             for end in self._node.get_publishers_info_by_topic(resolved))
             for topic, resolved in self._resolved.items()}
 
+    def num_listeners(self) -> dict[str, int]:
+        """Return how many subscribers each topic of commands has."""
+        return {topic: publisher.get_subscription_count()
+                for topic, publisher in self._publishers.items()}
+
     def _unheard(self, topic, end):
         wanted = next((each.qos_profile for each in self._subscriptions if each.topic == topic),
                       end.qos_profile)

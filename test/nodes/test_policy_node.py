@@ -370,7 +370,7 @@ from dpg_robot.nodes import policy_node
 
 class Sticky(policy_node.OnnxPolicy):
     def __call__(self, observation, eps=None):
-        if observation[0] > 0.9:
+        if observation[0] == 1.0:
             pathlib.Path('stuck').touch()
             while not pathlib.Path('released').exists():
                 time.sleep(0.01)
@@ -435,6 +435,17 @@ def test_the_end_in_the_middle_of_a_cleanup_does_no_harm(control, topics):
     PolicyNode._end_commands(SimpleNamespace(control=control, topics=topics))
 
 
+def test_a_stop_that_is_repeated_is_told_once_though_nothing_is_configured():
+    lines, reports = [], []
+    node = SimpleNamespace(
+        control=None, estop=SimpleNamespace(num_stops=1), _num_stops_told=0,
+        _log=lambda level, line: lines.append(line), report=lambda: reports.append(None))
+    for node.estop.num_stops in (1, 1, 2, 2):
+        PolicyNode._on_estop(node, 'by topic estop')
+    assert lines == ['emergency stop by topic estop: not configured: nothing sent'] * 2
+    assert len(reports) == 2
+
+
 def test_every_tick_is_recorded_if_asked(ros, model):
     commands = ros.listen(Float64MultiArray, '/cell6/effort/commands')
     feeder = Feeder(ros, '/cell6/joint_states')
@@ -454,6 +465,7 @@ def test_every_tick_is_recorded_if_asked(ros, model):
     flight = read_flight(folder)
     assert len(flight.times_ns) == int(values(last)['ticks']) > 20
     assert (flight.num_missing, flight.damaged) == (0, [])
+    assert flight.events[-1][2] == 'no policy commands any more: the safe command is out'
     driven = flight.numbers['driven'] == 1
     assert flight.command[driven][-1] == pytest.approx(EXPECTED)
     assert flight.observation[driven][-1] == pytest.approx([0.5, 7.0, 0.0, 0.1])

@@ -35,7 +35,8 @@ def bench():
         create_publisher=create_publisher, get_clock=lambda clock=ROSClock(): clock,
         get_fully_qualified_name=lambda: '/policy_node', lifecycle='inactive', control=None,
         control_loop=None, topics=None, loader=None, recorder=None,
-        estop=SimpleNamespace(why='', num_stops=0))
+        settings={'diagnostics_period_s': 1.0},
+        estop=SimpleNamespace(why='', num_stops=0, num_publishers=1))
     return node, PolicyStatus(node), sent
 
 
@@ -49,6 +50,17 @@ def test_a_part_that_is_just_leaving_does_no_harm(bench, missing):
     status.publish('inactive')
     assert [part.name for part in sent[0].status] == ['policy_node: control',
                                                       'policy_node: estop']
+
+
+def test_several_stop_buttons_are_a_warning(bench):
+    node, status, sent = bench
+    told = []
+    for node.estop.num_publishers in (1, 2):
+        status.publish('inactive')
+        part = sent[-1].status[-1]
+        told.append((part.level, part.message, values(part)['estop_publishers']))
+    assert told == [(b'\0', 'not latched', '1'), (
+        b'\1', 'not latched; 2 publishers, of whom only the last word of any is known', '2')]
 
 
 def test_new_dropped_ticks_are_a_warning(bench):
@@ -87,7 +99,11 @@ def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(bench, monkeypatch)
     node.control_loop = SimpleNamespace(
         control=node.control, period_s=0.02, num_missed=0, num_stalls=0, num_repeated=0,
         tick_time=statistics, latency=statistics, faults=())
-    now_s[0] += 0.1
-    node.control.num_ticks += 5
-    status.publish('running')
-    assert float(values(sent[-1].status[0])['achieved_rate_hz']) == pytest.approx(50.0)
+    rates = []
+    for step_s, num in ((1.0, 50), (0.005, 1), (0.005, 0), (0.99, 49)):
+        now_s[0] += step_s
+        node.control.num_ticks += num
+        status.publish('running')
+        rates.append(float(values(sent[-1].status[0])['achieved_rate_hz']))
+    # Reports that follow at once, as behind an exchange, tell no rate of their own.
+    assert rates == pytest.approx([50.0] * 4)
