@@ -75,7 +75,8 @@ class ActionGradient(nn.Module):
         self.config, self.estimator = config, ESTIMATORS[config.estimator]
         self.norm, self.value, self.action_dim = norm, value, action_dim
         if config.outcome == 'achieved_goal' and not achieved_goal:
-            raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
+            raise SpecError('learner.outcome must not be achieved_goal, since the task has no '
+                            'achieved goal, got achieved_goal')
         self.waits = waits
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         name, state_action = config.estimator, obs_dim + action_dim
@@ -298,9 +299,11 @@ class ActionGradient(nn.Module):
                 'score/calibration': denoised.calibration,
                 'exploration/spread_over_sigma': denoised.spread.min() / self.config.sigma}
 
-    def _follow_disturbance(self, disturbance):
+    def _follow_disturbance(self, denoised):
         if self.training:
-            self.disturbance_std.lerp_(disturbance.std(0), MOMENT_RATE)
+            # xi scatters about a_hat, by what the world adds and by a - a_hat: the command is known.
+            variance = denoised.disturbance.var(0) - denoised.residual.square().mean(0)
+            self.disturbance_std.lerp_(variance.clamp(min=0.0).sqrt(), MOMENT_RATE)
 
     @torch.no_grad()
     def _sample(self, batch, obs, action, target, denoised, guided=True):
@@ -338,7 +341,7 @@ class ActionGradient(nn.Module):
         action = batch.action
         if self.config.estimator == 'disturbance_critic':
             action = denoised.action.detach() + denoised.disturbance
-            self._follow_disturbance(denoised.disturbance)
+            self._follow_disturbance(denoised)
         q = self._advantages(obs, action)
         if metrics is not None:
             metrics['critic/residual'] = (target - q.detach().mean(0)).square().mean().sqrt()
@@ -359,10 +362,11 @@ class ActionGradient(nn.Module):
         if self.estimator.leans:
             total = total + torch.tensordot(shares[:-1], sample.guides, 1)
         signal = (total * sample.disturbance).sum(-1)
-        metrics = {'gradient/signal': signal.square().mean().sqrt(),
-                   # 1 if the estimate is of the right size, less where it is over-fitted.
-                   'gradient/calibration': (signal * sample.advantage).sum()
-                   / signal.square().sum().clamp(min=1e-12)}
+        metrics = {'gradient/signal': signal.square().mean().sqrt()}
+        if self.denoiser is not None:  # a score is no disturbance
+            # 1 if the estimate is of the right size, less where it is over-fitted.
+            metrics['gradient/calibration'] = (signal * sample.advantage).sum() \
+                / signal.square().sum().clamp(min=1e-12)
         if self.on_disturbance:
             metrics |= {f'gradient/share_{guide}': share
                         for guide, share in zip((*self.guides, 'own'), shares)}

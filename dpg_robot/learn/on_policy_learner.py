@@ -150,7 +150,8 @@ class OnPolicyLearner(nn.Module):
         """
         super().__init__()
         if config.outcome == 'achieved_goal' and not achieved_goal:
-            raise SpecError('outcome achieved_goal needs a task with an achieved goal, got none')
+            raise SpecError('on_policy.outcome must not be achieved_goal, since the task has no '
+                            'achieved goal, got achieved_goal')
         self.config, self.action_dim, self.estimator = config, action_dim, ESTIMATORS[
             config.estimator]
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
@@ -158,7 +159,8 @@ class OnPolicyLearner(nn.Module):
         self.policy = SquashedGaussianPolicy(obs_dim, action_dim, c.hidden, c.min_std)
         self.slow_policy = copy.deepcopy(self.policy.net) if c.drift else None
         self.value = EnsembleMLP(obs_dim, c.hidden, 1)
-        self.return_norm, self.outcome_norm = RunningNorm(1), RunningNorm(obs_dim + 1)
+        # A rare return may be far from all others, and V must tell it.
+        self.return_norm, self.outcome_norm = RunningNorm(1, math.inf), RunningNorm(obs_dim + 1)
         self.critic = EnsembleMLP(obs_dim + action_dim, c.hidden, 1, 2)
         width = {'state': obs_dim + 1, 'achieved_goal': len(self.places), 'value': 1}[c.outcome]
         denoises = c.estimator in ('denoising', 'doubly_robust')

@@ -108,8 +108,8 @@ def test_denoiser_is_told_the_outcome_that_was_chosen(make_gradient, random_batc
 
 
 def test_achieved_goal_as_outcome_needs_one(make_gradient):
-    with pytest.raises(ValueError, match='^outcome achieved_goal needs a task with an achieved '
-                                         'goal, got none$'):
+    with pytest.raises(ValueError, match='^learner.outcome must not be achieved_goal, since '
+                                         'the task has no achieved goal, got achieved_goal$'):
         make_gradient(outcome='achieved_goal')
 
 
@@ -587,5 +587,5 @@ def test_every_advantage_of_the_disturbance_critic_is_averaged_over_it(make_grad
 
 
 def test_an_outcome_that_the_task_lacks_is_bad_input(make_gradient):
-    with pytest.raises(SpecError, match='achieved_goal needs a task with an achieved goal'):
+    with pytest.raises(SpecError, match='learner.outcome must not be achieved_goal, since'):
         make_gradient('denoising', outcome='achieved_goal')

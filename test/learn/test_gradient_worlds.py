@@ -100,18 +100,16 @@ def build(make_gradient, linear_gaussian):
 def test_gradient_and_critic_of_a_quadratic_reward(build, estimator):
     # y = -o^2: E[y | a_hat] = -a_hat^2 - Sigma - nu^2, with gradient -2 a_hat however much the
     # denoising noise shrinks a_hat; a critic learns E[y | a] = -a^2 - nu^2, and E[y | o] = -o^2,
-    # of which the mean given a is the same again.
+    # of which the mean over what the world adds is the same again.
     task, gradient, metrics = build(estimator, lambda action, outcome: -outcome.square())
     obs, action = task.places(wide=estimator != 'reinforce')
     slope, error = fit(gradient(obs, action), -2 * action)
     assert slope == pytest.approx(1.0, abs=0.12)
     assert error < 0.35
-    of_disturbance = estimator == 'disturbance_critic'  # and averaged over it again
-    variance = task.world.outcome_var if of_disturbance else task.world.nu ** 2
     with torch.no_grad():
         q = torch.stack([gradient.advantages(obs, action) for _ in range(30)]).mean(0)
-    assert (q + action[:, 0].square() + variance).square().mean().sqrt() < 0.025
-    if of_disturbance:  # it has nothing left that it cannot explain
+    assert (q + action[:, 0].square() + task.world.nu ** 2).square().mean().sqrt() < 0.025
+    if estimator == 'disturbance_critic':  # it has nothing left that it cannot explain
         assert metrics['critic/residual'] < 0.15
 
 
@@ -186,13 +184,14 @@ def test_gradient_with_many_noise_levels(build):
 
 
 def test_disturbance_critic_averages_over_the_disturbance(build):
-    # y = o^3: the critic learns o^3 at a_hat + xi = o; g is the mean slope, 3 (a^2 + Var[xi]).
+    # y = o^3: the critic learns o^3 at a_hat + xi = o; g is the mean slope, 3 (a^2 + nu^2), of
+    # what the world adds to a. That xi varies by a - a_hat too is no matter of the command's.
     task, gradient, _ = build('disturbance_critic', lambda action, outcome: outcome ** 3)
     assert gradient.disturbance_std.item() == pytest.approx(
-        task.world.outcome_var ** 0.5, rel=0.1)
+        task.world.nu, rel=0.1)
     obs, action = task.places(wide=True)
     got = torch.stack([gradient(obs, action) for _ in range(30)]).mean(0)
-    slope, error = fit(got, 3 * (action.square() + task.world.outcome_var))
+    slope, error = fit(got, 3 * (action.square() + task.world.nu ** 2))
     assert slope == pytest.approx(1.0, abs=0.12)
     assert error < 0.25
 

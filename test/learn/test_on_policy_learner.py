@@ -440,10 +440,20 @@ def test_drift_and_entropy_change_the_policy_as_they_should():
         temperature=0.1, target_entropy=-5.0)[1]
 
 
+def test_a_rare_return_far_from_all_others_is_told():
+    """A value that is clipped before it is learned comes back too small."""
+    learner = make_learner()
+    returns = torch.zeros(10_000, 1)
+    returns[:10] = 100.0
+    learner.return_norm.update(returns)
+    torch.testing.assert_close(
+        learner.return_norm.invert(learner.return_norm(returns)), returns, rtol=0, atol=1e-4)
+
+
 def test_settings_are_bounded():
     with pytest.raises(SpecError, match='learner.lam must be at most 1, got 1.5'):
         load(OnPolicyConfig, {'lam': 1.5}, 'learner')
     with pytest.raises(SpecError, match='learner.estimator must be one of .* got model'):
         load(OnPolicyConfig, {'estimator': 'model'}, 'learner')
-    with pytest.raises(SpecError, match='achieved_goal needs a task with an achieved goal'):
+    with pytest.raises(SpecError, match='on_policy.outcome must not be achieved_goal, since'):
         make_learner(outcome='achieved_goal')

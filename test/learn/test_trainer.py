@@ -287,8 +287,9 @@ def test_a_run_of_an_earlier_version_goes_on(whole, tmp_path):
 
 def test_a_training_too_short_to_learn_says_so(tmp_path, caplog):
     train(tiny_config('trainer.env_steps=18'), tmp_path)
-    assert caplog.messages == ['trainer.env_steps must be at least trainer.warmup_steps to learn '
-                               'anything, got 18']
+    assert caplog.messages == [
+        'trainer.env_steps must be at least trainer.warmup_steps, and so many that '
+        'trainer.updates_per_step makes one update of them, to learn anything, got 18']
 
 
 def test_training_worlds_are_not_those_of_an_evaluation(tmp_path, monkeypatch):
