@@ -31,7 +31,7 @@ from dpg_robot.experiment import ExperimentConfig, hindsight_goals
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.outcome import one_step_target
 from dpg_robot.learn.replay import Batch
-from dpg_robot.learn.trainer import Trainer
+from dpg_robot.learn.trainer import Trainer, TrainerConfig
 from dpg_robot.sim.world import make_vector, make_world
 
 # The learner's settings that matter to the critic that collects; the others keep their defaults,
@@ -39,6 +39,8 @@ from dpg_robot.sim.world import make_vector, make_world
 CRITIC_FIELDS = ('gamma', 'batch_size', 'hidden', 'min_std', 'reward_scale', 'temperature',
                  'target_entropy', 'policy_rate', 'critic_rate', 'target_rate',
                  'value_weight_decay', 'precision')
+# And the trainer's.
+TRAINER_FIELDS = ('num_worlds', 'warmup_steps', 'updates_per_step', 'hindsight')
 NUM_STATES_KEPT = 2_000
 NUM_REPLICAS = 2
 
@@ -103,12 +105,12 @@ def collector_config(config: ExperimentConfig, num_transitions: int,
                 raise SpecError(f'{key} of the action term {term.name} must be null to measure '
                                 'gradients: what a command does must not depend on the one '
                                 f'before; got {list(limits)}')
-    num_worlds = config.trainer.num_worlds + config.trainer.num_worlds % NUM_REPLICAS
+    kept = {name: getattr(config.trainer, name) for name in TRAINER_FIELDS}
+    kept['num_worlds'] += kept['num_worlds'] % NUM_REPLICAS
     steps = NUM_REPLICAS * num_transitions
-    trainer = replace(config.trainer, algorithm='off_policy', device='cpu', env_steps=steps,
-                      num_worlds=num_worlds, seed=seed, replay_capacity=steps + num_worlds,
-                      eval_every_steps=0, log_every_steps=steps,
-                      checkpoint_every_steps=2 * steps)
+    trainer = TrainerConfig(**kept, env_steps=steps, seed=seed,
+                            replay_capacity=steps + kept['num_worlds'], eval_every_steps=0,
+                            log_every_steps=steps, checkpoint_every_steps=2 * steps)
     return replace(config, learner=critic_config(config.learner), trainer=trainer)
 
 

@@ -42,6 +42,7 @@ from dpg_robot.bench.collect import (
     collector_config,
     CRITIC_FIELDS,
     NUM_REPLICAS,
+    TRAINER_FIELDS,
 )
 from dpg_robot.bench.figures import add_gains, compare, describe_truth, summarise
 from dpg_robot.bench.truth import check_pairs, measure_truth, Truth
@@ -97,6 +98,9 @@ def load_measured(task: str | Path, overrides: list[str] = ()) -> ExperimentConf
                 section == 'learner' and setting not in counts):
             raise SpecError('an override of the learner must be among what is measured, '
                             f'{", ".join(sorted(counts))}, got {override}')
+        if section == 'trainer' and setting not in TRAINER_FIELDS:
+            raise SpecError('an override of the trainer must be among what collects, '
+                            f'{", ".join(TRAINER_FIELDS)}, got {override}')
     return load_config(task, overrides)
 
 

@@ -98,7 +98,8 @@ class ActionGradient(nn.Module):
                                      config.sigma, config.sigma_ratio)
         if name == 'disturbance_critic':
             self.register_buffer('disturbance_std', torch.zeros(action_dim))
-        if name in ('model', 'discriminative') or 'model' in (*self.guides, config.baseline):
+        if name in ('model', 'discriminative') or 'model' in self.guides or (
+                self.estimator.correction and config.baseline == 'model'):
             self.model = WorldModel(obs_dim, action_dim, obs_dim + 1, config.hidden)
         if self.estimator.correction:
             self.gradient = EnsembleMLP(state_action, config.gradient_hidden, action_dim,
@@ -189,8 +190,8 @@ class ActionGradient(nn.Module):
         if self.model is not None and 'model' in wanted:
             outcome = self.outcome_norm(change_and_reward(batch))
             losses['model'] = self.model.loss(obs, batch.action, outcome)
-        if self.denoiser is not None and (
-                self.config.estimator == 'disturbance_critic' or wanted != ('critic',)):
+        if self.denoiser is not None and (self.config.estimator == 'disturbance_critic'
+                                          or {'denoiser', 'gradient'}.intersection(wanted)):
             denoised = self._denoise(batch, obs, target)
             losses['denoiser'], action = denoised.loss, denoised.action
             if report:
@@ -301,7 +302,7 @@ class ActionGradient(nn.Module):
 
     def _follow_disturbance(self, denoised):
         if self.training:
-            # xi scatters about a_hat, by what the world adds and by a - a_hat: the command is known.
+            # xi is what the world adds and a - a_hat, and of the latter nothing is unknown.
             variance = denoised.disturbance.var(0) - denoised.residual.square().mean(0)
             self.disturbance_std.lerp_(variance.clamp(min=0.0).sqrt(), MOMENT_RATE)
 

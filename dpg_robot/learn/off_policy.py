@@ -169,4 +169,4 @@ class OffPolicy:
         self._new = [Batch(*state['new'])] if state['new'] else []
         self.updates, self.updates_due = state['updates'], state['updates_due']
         self.rng.bit_generator.state = state['rng']
-        self._metrics = state.get('metrics', {})
+        self._metrics = state['metrics']

@@ -40,7 +40,7 @@ from dpg_robot.learn.off_policy import OffPolicy
 from dpg_robot.learn.on_policy import OnPolicy
 from dpg_robot.learn.on_policy_learner import OnPolicyConfig
 from dpg_robot.learn.run_log import open_log, Progress, RunLog
-from dpg_robot.learn.worlds import DeviceVector, HostWorlds, NoWorlds
+from dpg_robot.learn.worlds import DeviceVector, HostWorlds, NoWorlds, require_finite
 
 CHECKPOINT_FILE = 'checkpoint.pt'
 CONFIG_FILE = 'config.yaml'
@@ -261,11 +261,18 @@ class Trainer:
         def act(obs):
             obs = torch.as_tensor(obs, dtype=torch.float32, device=device)
             with torch.no_grad():
-                return policy(obs, obs.new_zeros(len(obs), policy.action_dim)).cpu().numpy()
+                action = policy(obs, obs.new_zeros(len(obs), policy.action_dim)).cpu()
+            require_finite(action, 'the actions')
+            return action.numpy()
         return evaluate(act, self.eval_envs, episodes, seed)
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint.
+
+        :raises SpecError: if the training has diverged; the last one stays.
+        """
+        for parameter in self.learner.policy.parameters():
+            require_finite(parameter.detach(), 'the parameters')
         save_checkpoint(self.checkpoint_path, self._state())
         self._saved = file_signature(self.checkpoint_path)
 

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dpg_robot.contract.strict import SpecError
+
 RECENT_EPISODES = 20
 
 
@@ -40,6 +42,19 @@ class Step(NamedTuple):
     next_obs: torch.Tensor
     terminated: torch.Tensor
     truncated: torch.Tensor
+
+
+def require_finite(values: torch.Tensor, what: str) -> None:
+    """Refuse to go on with a training that has diverged.
+
+    :raises SpecError: unless all of a policy's ``values`` are finite.
+    """
+    wrong = values[~values.isfinite()]
+    if len(wrong):
+        raise SpecError(f'{what} of the policy must be finite, got {wrong[0]:g} for {len(wrong)} '
+                        f'of {values.numel()}: the training has diverged; the last checkpoint '
+                        'stays; begin another run with smaller step sizes (*_rate) or rewards '
+                        '(reward_scale)')
 
 
 class HostWorlds:
@@ -65,7 +80,9 @@ class HostWorlds:
         """Advance every world by one control period.
 
         :param action: normalised, shape (N, action_dim).
+        :raises SpecError: if the actions are not finite.
         """
+        require_finite(action, 'the actions')
         obs, reward, terminated, truncated, info = self.envs.step(action.numpy())
         self._running += reward
         # Truncation is not termination: bootstrap from the true last observation.

@@ -63,4 +63,4 @@ class RateLimitedWorld(StochasticWorld):
         StochasticWorld.state.fset(self, value)
         self.limiter = CommandLimiter(self.policy_spec)
         self.limiter.last[:] = value['last_command']
-        self.limiter.velocity[:] = value.get('command_velocity', 0.0)  # none in older states
+        self.limiter.velocity[:] = value['command_velocity']

@@ -163,7 +163,17 @@ def test_an_override_that_changes_nothing_is_refused(tmp_path, override):
 
 
 @pytest.mark.parametrize('override', [
-    'learner.sigma=0.31', 'learner.target_rate=0.01', 'world.noise.actuator=0.3'])
+    'trainer.seed=3', 'trainer.env_steps=100', 'trainer.replay_capacity=50', 'trainer.workers=2',
+    'trainer.algorithm=on_policy'])
+def test_an_override_of_a_trainer_that_does_not_collect_so_is_refused(override):
+    with pytest.raises(SpecError, match='of the trainer must be among what collects, num_worlds, '
+                                        f'.*got {override}'):
+        load_measured('reacher', [override])
+
+
+@pytest.mark.parametrize('override', [
+    'learner.sigma=0.31', 'learner.target_rate=0.01', 'world.noise.actuator=0.3',
+    'trainer.warmup_steps=600'])
 def test_an_override_of_what_is_measured_counts(override):
     assert load_measured('reacher', [override]) != load_measured('reacher')
 

@@ -107,6 +107,14 @@ def test_denoiser_is_told_the_outcome_that_was_chosen(make_gradient, random_batc
         torch.testing.assert_close(told[0], expected[outcome], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('estimator, is_used', [
+    ('critic', False), ('disturbance_critic', False), ('denoising', True), ('reinforce', True)])
+def test_a_model_as_baseline_is_learned_where_there_is_a_baseline(
+        make_gradient, estimator, is_used):
+    gradient = make_gradient(estimator=estimator, baseline='model')
+    assert (gradient.model is not None) == is_used
+
+
 def test_achieved_goal_as_outcome_needs_one(make_gradient):
     with pytest.raises(ValueError, match='^learner.outcome must not be achieved_goal, since '
                                          'the task has no achieved goal, got achieved_goal$'):

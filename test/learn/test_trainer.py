@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -235,6 +236,28 @@ def test_an_exception_keeps_the_last_checkpoint(tmp_path, whole):
     assert trainer.env_steps == 80
     trainer.run()
     assert_same_parameters(whole, trainer)
+
+
+@pytest.mark.parametrize('at, message', [
+    (0, 'the actions'), (1, 'the actions'), (2, 'the parameters')])
+def test_a_training_that_has_diverged_says_so_and_keeps_the_last_checkpoint(
+        whole, tmp_path, monkeypatch, at, message):
+    """Whether a step, an evaluation or a checkpoint comes first behind it."""
+    shutil.copytree(whole.run_dir, tmp_path / 'run')
+    config = tiny_config(*EVALUATED, f'trainer.env_steps={whole.config.env_steps + 100}')
+    trainer = open_trainer(config, tmp_path / 'run', resume=True)
+    before = trainer.checkpoint_path.read_bytes()
+
+    def diverge():
+        with torch.no_grad():
+            next(trainer.learner.policy.parameters()).fill_(math.nan)
+    act = (trainer.round, lambda: trainer.evaluate(1), trainer.save)[at]
+    diverge()
+    with pytest.raises(SpecError, match=f'^{message} of the policy must be finite, got nan for '
+                                        r'\d+ of \d+: the training has diverged; the last '):
+        act()
+    assert trainer.checkpoint_path.read_bytes() == before
+    trainer.close()
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path):
