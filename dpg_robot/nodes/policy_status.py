@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any
@@ -27,6 +28,8 @@ from dpg_robot.nodes.common import Diagnostics
 
 _LEVELS = {'running': 'OK', 'safe': 'ERROR', 'stalled': 'ERROR', 'estop': 'ERROR',
            'failed': 'ERROR'}
+# Fewer of the ticks that are due are a warning.
+_FAIR = 0.9
 
 
 class PolicyStatus:
@@ -43,7 +46,9 @@ class PolicyStatus:
             depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
         self._statuses, self._num_dropped = [], 0
         self.published_s = time.monotonic()
-        self._counted_s, self._num_ticks, self._rate_hz = self.published_s, 0, 0.0
+        self._counted_s = self._counted_at_s = -math.inf  # real time; of the loop's clock
+        self._num_ticks, self._rate_hz = 0, 0.0
+        self._counted_loop, self._is_slow = None, False
 
     def publish(self, state: str, why: str = '') -> None:
         """Publish all parts.
@@ -80,19 +85,25 @@ class PolicyStatus:
         self._count(control, loop)
         if loop is not None:
             values |= self._figures(loop)
+        if state == 'running' and self._is_slow:
+            level = 'WARN'
+            message += f'; {self._rate_hz:.1f} ticks a second, not {1.0 / loop.period_s:g}'
         self._add('control', level, message, values)
 
     def _count(self, control, loop):
         """Keep the rate of ticks: two reports may follow each other at once, which tells none."""
-        num_ticks = control.num_ticks if control is not None else 0
-        elapsed_s = self.published_s - self._counted_s
-        if loop is None:
-            self._rate_hz = 0.0
-        elif elapsed_s < 0.5 * self._node.settings['diagnostics_period_s']:
+        now_s, num_ticks = self._node.clock.now(), control.num_ticks if control is not None else 0
+        least_s = 0.5 * self._node.settings['diagnostics_period_s']
+        if loop is not None and self.published_s - self._counted_s < least_s:
             return
-        else:
-            self._rate_hz = (num_ticks - self._num_ticks) / elapsed_s
-        self._counted_s, self._num_ticks = self.published_s, num_ticks
+        elapsed_s = now_s - self._counted_at_s
+        self._rate_hz = (num_ticks - self._num_ticks) / elapsed_s \
+            if loop is not None and elapsed_s > 0.0 else 0.0
+        # Of a loop that has just begun, not all of the time is its own, and a clock may be set.
+        self._is_slow = loop is not None and loop is self._counted_loop and elapsed_s > 0.0 \
+            and self._rate_hz * loop.period_s < _FAIR
+        self._counted_s, self._counted_at_s = self.published_s, now_s
+        self._num_ticks, self._counted_loop = num_ticks, loop
 
     def _figures(self, loop):
         control, limiter = loop.control, loop.control.limiter

@@ -22,6 +22,7 @@ from rclpy.clock import ROSClock
 from ros_harness import values
 
 from dpg_robot.nodes.policy_status import PolicyStatus
+from dpg_robot.runtime.timing import SteadyClock
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def bench():
     node = SimpleNamespace(
         create_publisher=create_publisher, get_clock=lambda clock=ROSClock(): clock,
         get_fully_qualified_name=lambda: '/policy_node', lifecycle='inactive', control=None,
-        control_loop=None, topics=None, loader=None, recorder=None,
+        control_loop=None, topics=None, loader=None, recorder=None, clock=SteadyClock(),
         settings={'diagnostics_period_s': 1.0},
         estop=SimpleNamespace(why='', num_stops=0, num_publishers=1))
     return node, PolicyStatus(node), sent
@@ -85,11 +86,13 @@ def test_it_knows_when_it_last_told_something(bench, monkeypatch):
     assert status.published_s == 1234.5
 
 
-def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(bench, monkeypatch):
+@pytest.fixture
+def running(bench, monkeypatch):
+    """Return a function that lets time pass and ticks be done, and reports; the last report."""
     node, status, sent = bench
     now_s = [100.0]
     monkeypatch.setattr('time.monotonic', lambda: now_s[0])
-    node.clock, node.realtime = SimpleNamespace(now=lambda: now_s[0]), ''
+    node.realtime = ''
     limiter = SimpleNamespace(element_names=(), num_clipped=np.zeros(0),
                               num_rate_limited=np.zeros(0), num_not_finite=0)
     node.control = SimpleNamespace(policy=SimpleNamespace(spec=SimpleNamespace(robot='arm')),
@@ -99,11 +102,24 @@ def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(bench, monkeypatch)
     node.control_loop = SimpleNamespace(
         control=node.control, period_s=0.02, num_missed=0, num_stalls=0, num_repeated=0,
         tick_time=statistics, latency=statistics, faults=())
-    rates = []
-    for step_s, num in ((1.0, 50), (0.005, 1), (0.005, 0), (0.99, 49)):
+
+    def run(step_s, num_ticks):
         now_s[0] += step_s
-        node.control.num_ticks += num
+        node.control.num_ticks += num_ticks
         status.publish('running')
-        rates.append(float(values(sent[-1].status[0])['achieved_rate_hz']))
+        return sent[-1].status[0]
+    return run
+
+
+def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(running):
+    rates = [float(values(running(step_s, num))['achieved_rate_hz'])
+             for step_s, num in ((1.0, 50), (0.005, 1), (0.005, 0), (0.99, 49))]
     # Reports that follow at once, as behind an exchange, tell no rate of their own.
     assert rates == pytest.approx([50.0] * 4)
+
+
+def test_too_few_ticks_are_a_warning_but_where_the_loop_began_in_between(running):
+    told = [(part.level, part.message) for part in (
+        running(1.0, 20), running(1.0, 46), running(1.0, 44), running(0.1, 5), running(0.9, 45))]
+    slow = (b'\1', 'running; 44.0 ticks a second, not 50')
+    assert told == [(b'\0', 'running'), (b'\0', 'running'), slow, slow, (b'\0', 'running')]
