@@ -27,7 +27,6 @@ import subprocess
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dpg_robot import __version__
 from dpg_robot.contract.describe import describe, is_description
@@ -50,11 +49,13 @@ from dpg_robot.learn.trainer import (
 from dpg_robot.resources import task_file
 from dpg_robot.sim.robot_config import find_model, hash_of, locate
 from dpg_robot.sim.world import make_device_vector, make_vector, make_world, WorldConfig
-from dpg_robot.strict_yaml import load_yaml
+from dpg_robot.strict_yaml import load_yaml, read_task_file
 
 EVAL_ENVS = 10
 PARITY_OBSERVATIONS = 1_000
 ESTIMATOR = 'estimator='
+# Of the trainer's settings, what a rollout has no use for.
+OFF_POLICY_ONLY = ('warmup_steps', 'updates_per_step', 'replay_capacity')
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> ExperimentConfig
     :raises SpecError: naming the file or key, the rule and the value.
     """
     path = task_file(path)
-    try:
-        data = load_yaml(path.read_text())
-    except OSError as error:
-        raise SpecError(f'config file {path} cannot be read: {error.strerror}') from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f'config file {path} must be YAML: {_one_line(error)}') from error
-    if not isinstance(data, dict):
-        raise SpecError(f'config file {path} must be a mapping, got {data!r}')
+    data = read_task_file(path)
     for override in overrides:
         if not override.startswith(ESTIMATOR):
             _apply(data, override)
@@ -127,9 +121,13 @@ def load_training(path: str | Path, overrides: list[str] = ()) -> ExperimentConf
     active = _active_section(dump(config))
     idle = {'learner': 'on_policy', 'on_policy': 'learner'}[active]
     for override in overrides:
-        if override.partition('=')[0].partition('.')[0] == idle:
+        section, _, setting = override.partition('=')[0].partition('.')
+        if section == idle:
             raise SpecError(f'an override must be of {active}, whose settings the algorithm that '
                             f'trains has, got {override}')
+        if (active, section) == ('on_policy', 'trainer') and setting in OFF_POLICY_ONLY:
+            raise SpecError(f'an override of trainer must not be of {", ".join(OFF_POLICY_ONLY)} '
+                            f'for the algorithm on_policy, which has none, got {override}')
     return config
 
 
@@ -148,15 +146,7 @@ def _apply(data, override):
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise SpecError(f'override {key}: {parent} is not a mapping, got {data!r}')
-    try:
-        data[last] = load_yaml(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f'override {key}: its value must be YAML, got {value!r}: '
-                        f'{_one_line(error)}') from error
-
-
-def _one_line(error):
-    return ' '.join(str(error).split())
+    data[last] = load_yaml(value, f'the value {value!r} of the override {key}')
 
 
 def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -> Trainer:

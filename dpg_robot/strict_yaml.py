@@ -12,13 +12,16 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-"""YAML in which no key is there twice."""
+"""YAML in which no key is there twice, and task files made of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dpg_robot.contract.strict import SpecError
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -38,9 +41,29 @@ class _UniqueKeys(yaml.SafeLoader):
         return node
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str, what: str) -> Any:
     """Return plain data.
 
-    :raises yaml.YAMLError: if it is no YAML, or a mapping has a key twice.
+    :param what: names the text in errors.
+    :raises SpecError: if it is no YAML, or a mapping has a key twice.
     """
-    return yaml.load(text, _UniqueKeys)
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise SpecError(f'{what} must be YAML: {" ".join(str(error).split())}') from error
+
+
+def read_task_file(path: Path) -> dict[str, Any]:
+    """Return the sections of a task file.
+
+    :raises SpecError: if it cannot be read, or is no mapping of sections.
+    """
+    try:
+        data = load_yaml(path.read_text(), f'config file {path}')
+    except OSError as error:
+        raise SpecError(f'config file {path} cannot be read: {error.strerror}') from error
+    except UnicodeDecodeError as error:
+        raise SpecError(f'config file {path} must be YAML: {error}') from error
+    if not isinstance(data, dict):
+        raise SpecError(f'config file {path} must be a mapping, got {data!r}')
+    return data

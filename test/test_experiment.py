@@ -108,7 +108,7 @@ def test_yaml_may_share_a_part(tmp_path):
     noise = load_config(path).world.noise
     assert (noise.actuator, noise.actuator_bias) == (0.2, 0.1)
     text = 'base: &base {x: 1}\ndeep: {a: &a {<<: *base, x: 2}}\nc: {<<: *a, x: 3}\n'
-    assert load_yaml(text) == {'base': {'x': 1}, 'deep': {'a': {'x': 2}}, 'c': {'x': 3}}
+    assert load_yaml(text, 'this') == {'base': {'x': 1}, 'deep': {'a': {'x': 2}}, 'c': {'x': 3}}
 
 
 def test_config_that_is_not_text(tmp_path):
@@ -132,7 +132,7 @@ def test_no_such_config(name, message):
     ('learner.sigmo=1', 'learner.sigmo is not a known key; known keys: estimator, '),
     ('learner.sigma=-1', 'learner.sigma must be greater than 0, got -1.0'),
     ('learner.sigma=', 'learner.sigma must be a number, got None'),
-    ('learner.sigma=[1', "override learner.sigma: its value must be YAML, got '[1': "),
+    ('learner.sigma=[1', "the value '[1' of the override learner.sigma must be YAML: while "),
     ('learner.sigma.wide=1', 'override learner.sigma.wide: sigma is not a mapping, got 0.2'),
     ('=1', ' is not a known key'),
     ('teacher.sigma=1', 'teacher is not a known key; known keys: world, learner, trainer')])
@@ -161,6 +161,14 @@ def test_an_override_that_would_do_nothing_is_refused(name, override, active):
     with pytest.raises(SpecError, match=f'^an override must be of {active}, whose settings the '
                        f'algorithm that trains has, got {override}$'):
         load_training(name, [override])
+
+
+@pytest.mark.parametrize('key', ['warmup_steps', 'updates_per_step', 'replay_capacity'])
+def test_an_override_of_a_replay_is_refused_where_there_is_none(key):
+    with pytest.raises(SpecError, match=f'^an override of trainer must not be of .*{key}.* for '
+                       f'the algorithm on_policy, which has none, got trainer.{key}=9999$'):
+        load_training('half_cheetah_gpu', [f'trainer.{key}=9999'])
+    assert getattr(load_training('half_cheetah', [f'trainer.{key}=9999']).trainer, key) == 9999
 
 
 def test_noise_on_an_unknown_term():

@@ -30,7 +30,6 @@ import numpy as np
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_srvs.srv import Trigger
-import yaml
 
 from dpg_robot.contract.fields import check_fields, FieldFault, FieldReader
 from dpg_robot.contract.messages import group_by_topic, message_class, MessageWriter
@@ -50,7 +49,7 @@ from dpg_robot.runtime.timing import LatencyStatistics, Pacer
 from dpg_robot.sim.robot import SimulatedRobot
 from dpg_robot.sim.robot_config import locate
 from dpg_robot.sim.world import make_world, WorldConfig
-from dpg_robot.strict_yaml import load_yaml
+from dpg_robot.strict_yaml import read_task_file
 
 PARAMETERS = (
     Parameter('config', '', "Task file (.yaml) whose 'world' to simulate, or the name of one that "
@@ -97,6 +96,7 @@ class SimNode(Node):
         self._reset_wanted, self._reset_done = threading.Event(), threading.Event()
         self._bad_command, self._num_bad_commands, self._state = '', 0, ''
         self._reported_s, self._reported_ticks, self._num_ticks = time.monotonic(), 0, 0
+        self._rate_hz = 0.0
         self._diagnostics = Diagnostics(self, 'world', self.robot.spec.robot)
         # Deep enough for a listener that joins in the middle of a long evaluation.
         self._episodes = self.create_publisher(DiagnosticStatus, '~/episode', QoSProfile(
@@ -191,8 +191,11 @@ class SimNode(Node):
 
     def _report(self):
         robot, now_s = self.robot, time.monotonic()
-        rate = (self._num_ticks - self._reported_ticks) / max(now_s - self._reported_s, 1e-6)
-        self._reported_s, self._reported_ticks = now_s, self._num_ticks
+        elapsed_s = now_s - self._reported_s
+        # A change is told at once, and too short a time tells no rate.
+        if elapsed_s >= 0.5 * self.settings['diagnostics_period_s']:
+            self._rate_hz = (self._num_ticks - self._reported_ticks) / elapsed_s
+            self._reported_s, self._reported_ticks = now_s, self._num_ticks
         if robot.state != self._state:
             self._state = robot.state
             if robot.state == 'safe':
@@ -200,7 +203,7 @@ class SimNode(Node):
         level = 'WARN' if self._bad_command or robot.state in ('waiting', 'safe') else 'OK'
         self._diagnostics.publish(level, self._bad_command or _MEANINGS[robot.state], {
             'state': robot.state, 'task': robot.spec.task,
-            'control_rate_hz': 1.0 / self._pacer.period_s, 'achieved_rate_hz': rate,
+            'control_rate_hz': 1.0 / self._pacer.period_s, 'achieved_rate_hz': self._rate_hz,
             'episodes': robot.num_episodes, 'successes': robot.num_successes,
             'steps': robot.num_steps, 'safe_steps': robot.num_safe_steps,
             'late_commands': robot.num_late_commands, 'bad_commands': self._num_bad_commands,
@@ -216,13 +219,10 @@ _MEANINGS = {
 
 def _load_world(settings):
     path = task_file(settings['config'] or 'fetch_reach')
-    try:
-        with open(path) as file:
-            data = load_yaml(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SpecError(f'task file {path} cannot be read: {error}') from error
-    if not isinstance(data, dict) or 'world' not in data:
-        raise SpecError(f"task file {path} must have a 'world' section")
+    data = read_task_file(path)
+    if 'world' not in data:
+        raise SpecError(f'config file {path} must have a section world, got '
+                        f'{", ".join(data) or "none"}')
     locate(data['world'], path.parent)
     world = dump(load(WorldConfig, data['world'], 'world'))
     for key, name in (('actuator', 'actuator_noise'), ('command_latency_s',) * 2):

@@ -242,9 +242,10 @@ def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
 
 
 @pytest.mark.parametrize('parameters, words', [
-    ({'config': '/none/task.yaml'}, 'task file /none/task.yaml cannot be read'),
+    ({'config': '/none/task.yaml'}, 'config file /none/task.yaml cannot be read: No such file'),
     ({'config': 'other.yaml'}, 'world.tsak is not a known key'),
-    ({'config': 'model.onnx'}, 'task file model.onnx cannot be read'),
+    ({'config': 'model.onnx'}, 'config file model.onnx must be YAML: '),
+    ({'config': 'robot.yaml'}, 'config file robot.yaml must have a section world, got learner'),
     ({'observation_noise': "['gripper=0.1']"},
      'noise.observation.gripper is not an observation term'),
     ({'observation_noise': "['goal=-0.1']"}, 'noise.observation.goal must be at least 0'),
@@ -253,6 +254,7 @@ def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
     ({'speed': 0.0}, 'parameter speed (from 0.1 to 20.0)')])
 def test_a_startup_error_is_one_line(ros, parameters, words):
     (ros.folder / 'other.yaml').write_text('world:\n  tsak: fetch_reach\n')
+    (ros.folder / 'robot.yaml').write_text('learner: {}\n')
     (ros.folder / 'model.onnx').write_bytes(b'\x08\x89\xff')
     process = ros.start('sim_node', **parameters)
     assert process.wait(timeout=30) == 2
