@@ -303,8 +303,8 @@ class ActionGradient(nn.Module):
     def _follow_disturbance(self, denoised):
         if self.training:
             # xi is what the world adds and a - a_hat, and of the latter nothing is unknown.
-            variance = denoised.disturbance.var(0) - denoised.residual.square().mean(0)
-            self.disturbance_std.lerp_(variance.clamp(min=0.0).sqrt(), MOMENT_RATE)
+            variance = (denoised.disturbance - denoised.residual).var(0)
+            self.disturbance_std.square_().lerp_(variance, MOMENT_RATE).sqrt_()
 
     @torch.no_grad()
     def _sample(self, batch, obs, action, target, denoised, guided=True):

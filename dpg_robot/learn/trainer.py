@@ -103,7 +103,7 @@ class TrainerConfig:
 
         :raises SpecError: naming the key, the rule and the value.
         """
-        if self.replay_capacity < self.num_worlds:
+        if self.algorithm == 'off_policy' and self.replay_capacity < self.num_worlds:
             raise SpecError(f'{name}.replay_capacity must be at least num_worlds '
                             f'({self.num_worlds}), got {self.replay_capacity}')
         if self.workers > self.num_worlds:
@@ -262,7 +262,7 @@ class Trainer:
             obs = torch.as_tensor(obs, dtype=torch.float32, device=device)
             with torch.no_grad():
                 action = policy(obs, obs.new_zeros(len(obs), policy.action_dim)).cpu()
-            require_finite(action, 'the actions')
+            require_finite(action, 'the actions of the policy')
             return action.numpy()
         return evaluate(act, self.eval_envs, episodes, seed)
 
@@ -271,8 +271,9 @@ class Trainer:
 
         :raises SpecError: if the training has diverged; the last one stays.
         """
-        for parameter in self.learner.policy.parameters():
-            require_finite(parameter.detach(), 'the parameters')
+        for name, parameter in self.learner.named_parameters():
+            if name != 'log_temperature':  # of none it is the logarithm
+                require_finite(parameter.detach(), f'the parameters {name}')
         save_checkpoint(self.checkpoint_path, self._state())
         self._saved = file_signature(self.checkpoint_path)
 

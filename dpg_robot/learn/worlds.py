@@ -47,14 +47,15 @@ class Step(NamedTuple):
 def require_finite(values: torch.Tensor, what: str) -> None:
     """Refuse to go on with a training that has diverged.
 
-    :raises SpecError: unless all of a policy's ``values`` are finite.
+    :param what: names the values in the error.
+    :raises SpecError: unless all of ``values`` are finite.
     """
     wrong = values[~values.isfinite()]
     if len(wrong):
-        raise SpecError(f'{what} of the policy must be finite, got {wrong[0]:g} for {len(wrong)} '
-                        f'of {values.numel()}: the training has diverged; the last checkpoint '
-                        'stays; begin another run with smaller step sizes (*_rate) or rewards '
-                        '(reward_scale)')
+        raise SpecError(f'{what} must be finite, got {wrong[0]:g} for {len(wrong)} of '
+                        f'{values.numel()}: the training has diverged, and nothing is saved any '
+                        'more; begin another one with smaller step sizes, such as policy_rate '
+                        'and critic_rate')
 
 
 class HostWorlds:
@@ -82,7 +83,7 @@ class HostWorlds:
         :param action: normalised, shape (N, action_dim).
         :raises SpecError: if the actions are not finite.
         """
-        require_finite(action, 'the actions')
+        require_finite(action, 'the actions of the policy')
         obs, reward, terminated, truncated, info = self.envs.step(action.numpy())
         self._running += reward
         # Truncation is not termination: bootstrap from the true last observation.

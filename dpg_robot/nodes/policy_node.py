@@ -229,7 +229,7 @@ class PolicyNode(ManagedNode):
         if is_new:
             self._num_stops_told = self.estop.num_stops
             sent = 'not configured: nothing sent' if self.control is None else \
-                'safe command' if self.control.is_open else 'inactive: the safe command, but of ' \
+                'safe command' if self.control.is_open else 'inactive: safe command, except on ' \
                 'topics with elements that hold'
             self._log('ERROR', f'emergency stop {why}: {sent}')
             self.report()

@@ -39,8 +39,8 @@ PARAMETERS = (
     Parameter('recover_ticks', 3, 'Ticks in a row without a fault before the policy takes command '
               'again, once a fault took it away.', 1, 1000),
     Parameter('rate_factor', 1.0, "Run this many times faster than the spec's control rate; only "
-              'for a simulation that is itself so much faster than real time: rate limits are per '
-              'simulated second.', 0.1, 20.0),
+              'for a simulation that is itself so much faster than real time: rate limits and '
+              'ages are in simulated seconds.', 0.1, 20.0),
     Parameter('future_tolerance_s', 0.05, 'How far a stamp may be ahead of the clock here before '
               'its message is refused [s].', 0.0, 10.0),
     Parameter('zero_stamp', 'arrival', 'Take a message without a stamp as measured when it '

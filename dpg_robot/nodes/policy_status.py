@@ -24,6 +24,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import DurabilityPolicy, QoSProfile
 
+from dpg_robot.nodes.clock import SimulatedClock
 from dpg_robot.nodes.common import Diagnostics
 
 _LEVELS = {'running': 'OK', 'safe': 'ERROR', 'stalled': 'ERROR', 'estop': 'ERROR',
@@ -48,7 +49,7 @@ class PolicyStatus:
         self.published_s = time.monotonic()
         self._counted_s = self._counted_at_s = -math.inf  # real time; of the loop's clock
         self._num_ticks, self._rate_hz = 0, 0.0
-        self._counted_loop, self._is_slow = None, False
+        self._counted, self._is_slow = None, False
 
     def publish(self, state: str, why: str = '') -> None:
         """Publish all parts.
@@ -92,18 +93,20 @@ class PolicyStatus:
 
     def _count(self, control, loop):
         """Keep the rate of ticks: two reports may follow each other at once, which tells none."""
-        now_s, num_ticks = self._node.clock.now(), control.num_ticks if control is not None else 0
         least_s = 0.5 * self._node.settings['diagnostics_period_s']
         if loop is not None and self.published_s - self._counted_s < least_s:
             return
-        elapsed_s = now_s - self._counted_at_s
-        self._rate_hz = (num_ticks - self._num_ticks) / elapsed_s \
-            if loop is not None and elapsed_s > 0.0 else 0.0
-        # Of a loop that has just begun, not all of the time is its own, and a clock may be set.
-        self._is_slow = loop is not None and loop is self._counted_loop and elapsed_s > 0.0 \
-            and self._rate_hz * loop.period_s < _FAIR
+        clock, num_ticks = self._node.clock, control.num_ticks if control is not None else 0
+        now_s, counted = clock.now(), (loop, clock.num_jumps)
+        elapsed_s, num_new = now_s - self._counted_at_s, num_ticks - self._num_ticks
+        # Of a loop that has just begun, not all of the time is its own; nor if a clock was set.
+        is_rated = loop is not None and elapsed_s > 0.0 and counted == self._counted
+        self._rate_hz = num_new / elapsed_s if is_rated else 0.0
+        # Of the first period and the last, a part belongs to others; a simulation may jump ahead.
+        self._is_slow = is_rated and not isinstance(clock, SimulatedClock) \
+            and (num_new + 1) * loop.period_s < _FAIR * elapsed_s
         self._counted_s, self._counted_at_s = self.published_s, now_s
-        self._num_ticks, self._counted_loop = num_ticks, loop
+        self._num_ticks, self._counted = num_ticks, counted
 
     def _figures(self, loop):
         control, limiter = loop.control, loop.control.limiter

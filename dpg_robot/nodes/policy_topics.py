@@ -23,6 +23,7 @@ from typing import Callable
 from builtin_interfaces.msg import Time
 import numpy as np
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
 from rclpy.qos import (
     qos_check_compatible,
@@ -161,9 +162,12 @@ class PolicyTopics:
             for topic, resolved in self._resolved.items()}
 
     def num_listeners(self) -> dict[str, int]:
-        """Return how many subscribers each topic of commands has."""
-        return {topic: publisher.get_subscription_count()
-                for topic, publisher in self._publishers.items()}
+        """Return how many subscribers each topic of commands has; none once it is closed."""
+        try:
+            return {topic: publisher.get_subscription_count()
+                    for topic, publisher in self._publishers.items()}
+        except InvalidHandle:  # the other thread has just left them
+            return {}
 
     def _unheard(self, topic, end):
         wanted = next((each.qos_profile for each in self._subscriptions if each.topic == topic),

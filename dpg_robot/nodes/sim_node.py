@@ -222,7 +222,7 @@ def _load_world(settings):
     data = read_task_file(path)
     if 'world' not in data:
         raise SpecError(f'config file {path} must have a section world, got '
-                        f'{", ".join(data) or "none"}')
+                        f'{", ".join(map(str, data)) or "none"}')
     locate(data['world'], path.parent)
     world = dump(load(WorldConfig, data['world'], 'world'))
     for key, name in (('actuator', 'actuator_noise'), ('command_latency_s',) * 2):

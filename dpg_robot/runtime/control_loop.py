@@ -139,12 +139,12 @@ class ControlLoop:
 
         :return: at the beginning of a stall, one line about it; otherwise empty.
         """
-        now_s = self.clock.now()
-        if self._ticked_s == math.inf:
+        ticked_s, now_s = self._ticked_s, self.clock.now()  # the other thread may tick meanwhile
+        if ticked_s == math.inf:
             # The thread may still be in a tick of the last activation: its silence begins now,
             # or with simulated time.
             self._ticked_s, self._ticked_real_s = now_s or math.inf, time.monotonic()
-        elif now_s < self._ticked_s:  # a clock was set back
+        elif now_s < ticked_s:  # a clock was set back
             self._ticked_s = now_s
         silence_s = now_s - self._ticked_s
         # A moment without a core is many periods of a simulation that runs fast.

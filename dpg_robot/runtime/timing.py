@@ -128,7 +128,8 @@ class PhaseLock:
     next step. A fixed delay behind the state would have to be as long as the latest of states, and
     every command would pay for it. So each tick waits from its deadline on for the state, but no
     longer than half of the period, and where states regularly come less often than the control
-    rate until just behind the place of one. The rate is that of the deadlines, whatever arrives.
+    rate until just behind the place of one. The rate is that of the deadlines, whatever arrives,
+    but for what these follow.
 
     Deadlines lie a little ahead of the state. As the first arrival may have been a late one, and
     two machines' clocks drift apart, they follow it slowly, unless states come faster than ticks.

@@ -22,6 +22,7 @@ from array import array
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -458,6 +459,9 @@ def test_lifecycle_emergency_stop_and_bad_models(ros, models, make_robot):
     assert ros.stop(process) == 0
     log = process.log.read_text()
     assert 'Traceback' not in log and 'incompatible QoS' not in log
+    assert log.count('emergency stop lifted') == 4
+    for sent in ('not configured: nothing sent', 'safe command', 'inactive: safe command, except'):
+        assert re.search(f'emergency stop by .*: {sent}', log)
 
 
 FAIL_TO_END = """

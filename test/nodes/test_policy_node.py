@@ -34,6 +34,7 @@ from ros_harness import values
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
+from dpg_robot.nodes import policy_node
 from dpg_robot.nodes.policy_node import PolicyNode
 from dpg_robot.runtime.flight_reader import read_flight
 
@@ -435,15 +436,45 @@ def test_the_end_in_the_middle_of_a_cleanup_does_no_harm(control, topics):
     PolicyNode._end_commands(SimpleNamespace(control=control, topics=topics))
 
 
-def test_a_stop_that_is_repeated_is_told_once_though_nothing_is_configured():
-    lines, reports = [], []
+@pytest.mark.parametrize('is_open, sent', [
+    (None, 'not configured: nothing sent'), (True, 'safe command'),
+    (False, 'inactive: safe command, except on topics with elements that hold')])
+def test_a_stop_that_is_repeated_is_told_once(is_open, sent):
+    lines, reports, stops = [], [], []
+    control = None if is_open is None else SimpleNamespace(is_open=is_open, stop=stops.append)
     node = SimpleNamespace(
-        control=None, estop=SimpleNamespace(num_stops=1), _num_stops_told=0,
-        _log=lambda level, line: lines.append(line), report=lambda: reports.append(None))
+        control=control, estop=SimpleNamespace(num_stops=1), _num_stops_told=0,
+        _estop_fault=lambda: 'fault', _log=lambda level, line: lines.append(line),
+        report=lambda: reports.append(None))
     for node.estop.num_stops in (1, 1, 2, 2):
         PolicyNode._on_estop(node, 'by topic estop')
-    assert lines == ['emergency stop by topic estop: not configured: nothing sent'] * 2
+    assert lines == [f'emergency stop by topic estop: {sent}'] * 2
     assert len(reports) == 2
+    assert stops == ['fault'] * 4 * (is_open is not None)  # each of them stops
+
+
+def test_what_was_held_back_is_told_and_garbage_collected_each_second(monkeypatch):
+    now_s, lately, collected = [100.0], [], []
+    monkeypatch.setattr('time.monotonic', lambda: now_s[0])
+    monkeypatch.setattr(policy_node, 'collect_garbage', lambda: collected.append(now_s[0]))
+
+    def wait():
+        now_s[0] += 0.25
+        return now_s[0] < 103.0
+    loop = SimpleNamespace(wait=wait, tick=lambda: None,
+                           control=SimpleNamespace(policy='policy'))
+    node = SimpleNamespace(
+        control_loop=loop, recorder=None, _told_lately={'running'}, _told_s=100.0,
+        _collected_s=100.0, settings={'diagnostics_period_s': 60.0}, report=lambda: None,
+        _status=SimpleNamespace(published_s=100.0))
+
+    def tell(loop):
+        lately.append(len(node._told_lately))
+        node._told_lately.add('running')
+    node._tell_changes = tell
+    PolicyNode._drive(node, loop)
+    assert lately == [1, 1, 1, 1, 0, 1, 1, 1, 0, 1, 1]
+    assert collected == [101.0, 102.0]
 
 
 def test_every_tick_is_recorded_if_asked(ros, model):

@@ -21,6 +21,7 @@ import pytest
 from rclpy.clock import ROSClock
 from ros_harness import values
 
+from dpg_robot.nodes.clock import SimulatedClock
 from dpg_robot.nodes.policy_status import PolicyStatus
 from dpg_robot.runtime.timing import SteadyClock
 
@@ -88,11 +89,12 @@ def test_it_knows_when_it_last_told_something(bench, monkeypatch):
 
 @pytest.fixture
 def running(bench, monkeypatch):
-    """Return a function that lets time pass and ticks be done, and reports; the last report."""
+    """Return a function that lets time pass and ticks be done, and gives the report; the node."""
     node, status, sent = bench
-    now_s = [100.0]
+    now_s, clock_s = [100.0], [5.0]
     monkeypatch.setattr('time.monotonic', lambda: now_s[0])
     node.realtime = ''
+    node.clock = SimpleNamespace(now=lambda: clock_s[0], num_jumps=0)
     limiter = SimpleNamespace(element_names=(), num_clipped=np.zeros(0),
                               num_rate_limited=np.zeros(0), num_not_finite=0)
     node.control = SimpleNamespace(policy=SimpleNamespace(spec=SimpleNamespace(robot='arm')),
@@ -103,23 +105,58 @@ def running(bench, monkeypatch):
         control=node.control, period_s=0.02, num_missed=0, num_stalls=0, num_repeated=0,
         tick_time=statistics, latency=statistics, faults=())
 
-    def run(step_s, num_ticks):
+    def run(step_s, num_ticks, clock_step_s=None):
         now_s[0] += step_s
+        clock_s[0] += step_s if clock_step_s is None else clock_step_s
         node.control.num_ticks += num_ticks
         status.publish('running')
         return sent[-1].status[0]
-    return run
+    return run, node
 
 
 def test_ticks_before_a_pause_are_none_of_the_rate_behind_it(running):
-    rates = [float(values(running(step_s, num))['achieved_rate_hz'])
-             for step_s, num in ((1.0, 50), (0.005, 1), (0.005, 0), (0.99, 49))]
-    # Reports that follow at once, as behind an exchange, tell no rate of their own.
-    assert rates == pytest.approx([50.0] * 4)
+    run, _ = running
+    rates = [float(values(run(step_s, num))['achieved_rate_hz'])
+             for step_s, num in ((1.0, 20), (1.0, 50), (0.005, 1), (0.005, 0), (0.99, 49))]
+    # Nor is the time before the loop; and reports that follow at once tell no rate of their own.
+    assert rates == pytest.approx([0.0] + [50.0] * 4)
 
 
 def test_too_few_ticks_are_a_warning_but_where_the_loop_began_in_between(running):
+    run, _ = running
     told = [(part.level, part.message) for part in (
-        running(1.0, 20), running(1.0, 46), running(1.0, 44), running(0.1, 5), running(0.9, 45))]
-    slow = (b'\1', 'running; 44.0 ticks a second, not 50')
+        run(1.0, 20), run(1.0, 45), run(1.0, 43), run(0.1, 5), run(0.9, 45))]
+    slow = (b'\1', 'running; 43.0 ticks a second, not 50')
     assert told == [(b'\0', 'running'), (b'\0', 'running'), slow, slow, (b'\0', 'running')]
+
+
+def test_a_clock_that_is_set_tells_no_rate(running):
+    run, node = running
+    run(1.0, 50)
+    assert float(values(run(1.0, 50, clock_step_s=0.5))['achieved_rate_hz']) == 100.0
+    node.clock.num_jumps = 1
+    part = run(1.0, 3)
+    assert (part.message, float(values(part)['achieved_rate_hz'])) == ('running', 0.0)
+
+
+def test_simulated_time_may_jump_ahead_without_a_warning(running):
+    run, node = running
+    clock = SimulatedClock.__new__(SimulatedClock)  # without a node of its own
+    clock.now = node.clock.now
+    node.clock = clock
+    run(1.0, 50)
+    assert run(1.0, 50, clock_step_s=10.0).message == 'running'
+
+
+def test_commands_without_a_subscriber_are_a_warning(bench):
+    node, status, sent = bench
+    names = {'joint_states': ['robot']}
+    node.topics = SimpleNamespace(
+        publishers=lambda: names, guards={}, num_listeners=lambda: {'commands': num})
+    told = []
+    for num in (0, 1):
+        status._statuses = []
+        status._inputs(node.topics, SimpleNamespace(ages_s=lambda now_s: {}))
+        part, = status._statuses
+        told.append((part.level, part.message, values(part)['subscribers.commands']))
+    assert told == [(b'\1', 'commands has no subscriber', '0'), (b'\0', 'no conflict', '1')]

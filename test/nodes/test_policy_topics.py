@@ -99,6 +99,18 @@ def test_a_rehearsed_command_goes_to_a_hidden_topic_only(ros, bench):
         [[3.0, 4.0]], [[1.0, 2.0]]]
 
 
+def test_who_listens_to_commands_is_counted_until_the_topics_are_left(ros, bench):
+    topics, _ = bench
+    listener = ros.node.create_subscription(
+        Float64MultiArray, '/bench/effort/commands', lambda message: None, 1)
+    ros.wait(lambda: topics.num_listeners()['effort/commands'] > 0, what='the listener')
+    num = topics.num_listeners()['effort/commands']
+    ros.node.destroy_subscription(listener)
+    ros.wait(lambda: topics.num_listeners() == {'effort/commands': num - 1}, what='its end')
+    topics.close()  # by another thread, while one counts
+    assert topics.num_listeners() == {}
+
+
 def test_a_publisher_that_cannot_be_heard_is_named(ros, bench):
     topics, _ = bench
     topics.listen(ObservationAssembler(joint_spec()), SteadyClock())

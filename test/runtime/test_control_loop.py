@@ -131,6 +131,26 @@ def test_a_stall_while_the_clock_is_set_back_is_told_in_time(bench, monkeypatch)
     assert loop.watch() == 'stalled: no tick for 0.150 s; safe command'
 
 
+def test_a_tick_while_the_watchdog_looks_keeps_its_time(bench, monkeypatch):
+    loop, clock, sent = bench
+    observe(loop, clock)
+    assert loop.wait()
+    loop.tick()
+    now, times = clock.now, []
+
+    def ticking():
+        seen_s = now()
+        monkeypatch.setattr(clock, 'now', now)
+        clock.time_s += 0.004
+        loop.tick()
+        return seen_s
+    monkeypatch.setattr(clock, 'now', ticking)
+    assert loop.watch() == ''
+    loop.record(loop.control.tick(now()), SimpleNamespace(
+        step=lambda time_s, *values, **options: times.append(time_s)))
+    assert times == [now()]
+
+
 def test_a_thread_that_never_begins_is_stalled(bench):
     loop, clock, sent = bench
     assert loop.watch() == ''
