@@ -67,6 +67,7 @@ from dpg_robot.bench.throughput import (
     ThroughputBench,
 )
 from dpg_robot.bench.waits import warm_up, watched
+from dpg_robot.contract.strict import SpecError
 from dpg_robot.experiment import (
     commit,
     load_config,
@@ -75,6 +76,7 @@ from dpg_robot.experiment import (
     versions,
 )
 from dpg_robot.learn.checkpoint import write_atomic
+from dpg_robot.learn.device import find_device
 
 RESULTS = Path(__file__).parent / 'results'
 # Of the time that is left, so much for each.
@@ -361,6 +363,11 @@ def main(arguments=None):
         went_well = gpu.run(options.only)
         save(options.output, machine=machine(options.device))
         return int(not went_well)
+    try:
+        find_device(options.device)
+    except SpecError as error:
+        print(f'benchmarks/gpu.py: {error}', file=sys.stderr)
+        return 2
     went_well = True
     options.output.unlink(missing_ok=True)
     save(options.output, command='benchmarks/gpu.py ' + ' '.join(arguments),

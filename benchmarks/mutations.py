@@ -56,6 +56,7 @@ INTRODUCTION = """\
 Each line of the learning core's mathematics, broken one at a time on a copy of the code, and the
 first test in `test/learn/` that failed, of those that should see it. `benchmarks/mutations.py`
 writes this page from `benchmarks/mutations.yaml`: a new line of mathematics wants an entry there.
+Files are those of `dpg_robot/`.
 
 | broken | in | caught by |
 |---|---|---|

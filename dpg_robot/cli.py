@@ -40,9 +40,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
     options.command = shlex.join(['dpg-robot', *arguments])
     try:
+        for name in ('output', 'json'):  # told before hours are spent
+            make_room(f'--{name}', getattr(options, name, None))
         options.run(options)
     except (SpecError, OSError) as error:
-        print(f'dpg-robot: {error}', file=sys.stderr)
+        is_plain = isinstance(error, OSError) and error.filename and error.strerror
+        text = f'{error.filename} cannot be used: {error.strerror}' if is_plain else error
+        print(f'dpg-robot: {text}', file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
         print(f'dpg-robot: this command needs {error.name}, which is not installed: see '
@@ -63,7 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser('train', help='train a policy')
     train.add_argument('config', nargs='?', help='a task, such as fetch_reach, or a YAML file; '
                        'not needed with --resume')
-    train.add_argument('--run-dir', type=Path, help='folder of the run (default: runs/TASK)')
+    train.add_argument('--run-dir', type=Path, help='folder of the run (default: in runs/, '
+                       'with the name of the config)')
     train.add_argument('--resume', action='store_true', help='go on from the last checkpoint')
     _add_training_options(train)
     train.set_defaults(run=_train)
@@ -174,6 +179,20 @@ def _overrides(options):
     return options.set + [f'{key}={value}' for key, value in named.items() if value is not None]
 
 
+def make_room(name: str, path: Path | None) -> None:
+    """Make the folder of a file to write, if any.
+
+    :param name: of the option.
+    :raises SpecError: if that is not possible.
+    """
+    try:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f'{name} must be a file in a folder that can be made, got {path}: '
+                        f'{error.strerror}') from error
+
+
 def write_json(path: Path | None, result: dict) -> None:
     """Write a result where the user asked for it, if at all."""
     if path:
@@ -205,6 +224,7 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
     :return: whether the training is finished.
     """
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from dpg_robot.experiment import open_trainer
     trainer = open_trainer(config, run_dir, resume)
@@ -214,8 +234,9 @@ def train(config, run_dir: Path, resume: bool = False) -> bool:
                 # What nohup started shall outlive its terminal.
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
     try:
-        with tqdm(total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
-                  desc=f'{config.world.task} {config.active.estimator}') as bar:
+        with logging_redirect_tqdm(), tqdm(  # warnings have lines of their own
+                total=trainer.config.env_steps, initial=trainer.env_steps, unit='step',
+                desc=f'{config.world.task} {config.active.estimator}') as bar:
             def show(progress):
                 evaluated = progress.eval_success if not math.isnan(progress.eval_success) \
                     else progress.eval_return
@@ -272,8 +293,11 @@ def _demo(options):
 
     from dpg_robot.demo import run_demo
     from dpg_robot.experiment import load_training
-    result = run_demo(load_training('fetch_reach', _overrides(options)), options.run_dir,
-                      options.episodes)
+    config = load_training('fetch_reach', _overrides(options))
+    if config.world.task != 'fetch_reach':
+        raise SpecError('the demo must be of fetch_reach, whose settings it has, got '
+                        f'{config.world.task}; dpg-robot train has all tasks')
+    result = run_demo(config, options.run_dir, options.episodes)
     write_json(options.json, result)
 
 
@@ -287,7 +311,7 @@ def _bench_gradient(options):
     from dpg_robot.bench.report import draw, table
     from dpg_robot.learn.fit import check_fit, fit_gradient
     parts = max(options.fractions) if not options.sweep else 1
-    check_fit(options.estimators, options.transitions // parts)
+    check_fit(options.estimators, options.transitions, parts)
     bench = GradientBench(tuple(options.estimators), options.transitions, options.seeds,
                           options.states, options.pairs, options.jobs, tuple(options.fractions),
                           options.run_dir)

@@ -139,14 +139,19 @@ def _active_section(data):
 
 def _apply(data, override):
     key, found, value = override.partition('=')
-    if not found:
-        raise SpecError(f'an override must look like learner.sigma=0.2, got {override!r}')
     *parents, last = key.split('.')
+    if not found or not all((*parents, last)):
+        raise SpecError(f'an override must look like learner.sigma=0.2, got {override!r}')
+    section, content = data, load_yaml(value, f'the value {value!r} of the override {key}')
+    if isinstance(content, dict) and isinstance(data.get(key), dict):
+        raise SpecError(f'an override must be of one setting of {key}, which would lose all '
+                        f'others, got {override!r}')
     for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise SpecError(f'override {key}: {parent} is not a mapping, got {data!r}')
-    data[last] = load_yaml(value, f'the value {value!r} of the override {key}')
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise SpecError(f'an override must be of a setting that is there, and {parent} is '
+                            f'{section!r}, got {override!r}')
+    section[last] = content
 
 
 def open_trainer(config: ExperimentConfig | None, run_dir: Path, resume: bool) -> Trainer:
@@ -220,13 +225,7 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     :raises SpecError: if the file is no .onnx, or a file that is no card lies where its card goes.
     """
     from dpg_robot.export import export_policy  # onnx is not needed for training
-    path = Path(path)
-    if path.suffix != '.onnx' or path.is_dir():
-        raise SpecError(f'a policy must be written to a file that ends in .onnx, got {path}')
-    card_path = path.with_suffix('.md')
-    if card_path.exists() and not is_description(card_path.read_text(errors='replace')):
-        raise SpecError(f'the card of a policy must not replace another file: {card_path} is '
-                        'none; move it, or name the policy differently')
+    path, card_path = Path(path), check_policy_path(path)
     evaluation = trainer.evaluate(episodes) if episodes else None
     world = make_world(config.world)
     spec = world.policy_spec.with_training(TrainingRecord(
@@ -241,6 +240,21 @@ def export_trainer(trainer: Trainer, config: ExperimentConfig, path: Path,
     card = describe(spec, read_sealed(path)[1])
     write_atomic(card_path, lambda file: file.write(card.encode()), alone=False)
     return spec, parity
+
+
+def check_policy_path(path: Path) -> Path:
+    """Check where a policy shall be written, and return where its card goes.
+
+    :raises SpecError: if the file is no .onnx, or a file that is no card lies where its card goes.
+    """
+    path = Path(path)
+    if path.suffix != '.onnx' or path.is_dir():
+        raise SpecError(f'a policy must be written to a file that ends in .onnx, got {path}')
+    card_path = path.with_suffix('.md')
+    if card_path.exists() and not is_description(card_path.read_text(errors='replace')):
+        raise SpecError(f'the card of a policy must not replace another file: {card_path} is '
+                        'none; move it, or name the policy differently')
+    return card_path
 
 
 def export_run(run_dir: Path, path: Path, episodes: int = 100,
@@ -286,7 +300,7 @@ def check_world(spec: PolicySpec, world: WorldConfig) -> None:
     from dpg_robot.runtime.model_loader import check_same_contract
     there = make_world(world).policy_spec
     try:
-        check_same_contract(spec, PolicySpec.from_json(there.to_json()))
+        check_same_contract(spec, PolicySpec.from_json(there.to_json()), 'the policy')
     except SpecError as error:
         raise SpecError(f'the world must keep the contract of the policy: {error}') from error
 

@@ -131,7 +131,7 @@ def _load(flight, number, model):
                         f'recorded {recorded_hash[:12]}..., got {policy.content_hash[:12]}...; '
                         'name one with --model')
     try:
-        check_same_contract(flight.spec, policy.spec)
+        check_same_contract(flight.spec, policy.spec, 'the recording')
     except SpecError as error:
         raise SpecError(f'model file {model} does not fit the recording: {error}') from error
     return policy, {'path': str(policy.path), 'content_hash': policy.content_hash,

@@ -133,8 +133,12 @@ def test_no_such_config(name, message):
     ('learner.sigma=-1', 'learner.sigma must be greater than 0, got -1.0'),
     ('learner.sigma=', 'learner.sigma must be a number, got None'),
     ('learner.sigma=[1', "the value '[1' of the override learner.sigma must be YAML: while "),
-    ('learner.sigma.wide=1', 'override learner.sigma.wide: sigma is not a mapping, got 0.2'),
-    ('=1', ' is not a known key'),
+    ('learner.sigma.wide=1', 'an override must be of a setting that is there, and sigma is 0.2, '
+     "got 'learner.sigma.wide=1'"),
+    ('learner={sigma: 0.1}', 'an override must be of one setting of learner, which would lose '
+     "all others, got 'learner={sigma: 0.1}'"),
+    ('=1', "an override must look like learner.sigma=0.2, got '=1'"),
+    ('learner.=1', "an override must look like learner.sigma=0.2, got 'learner.=1'"),
     ('teacher.sigma=1', 'teacher is not a known key; known keys: world, learner, trainer')])
 def test_bad_override(override, message):
     with pytest.raises(SpecError) as caught:

@@ -118,6 +118,8 @@ def bench_throughput(bench: ThroughputBench, note: Callable[[dict], None] = lamb
     :raises SpecError: if a task is unknown or its settings are impossible.
     """
     from dpg_robot.experiment import commit, load_config, versions
+    from dpg_robot.learn.device import find_device
+    find_device(bench.device)
     # All of them first: a wrong one is told before anything is measured.
     configs = [load_config(task, [
         *bench.changes, f'trainer.device={bench.device}', f'trainer.num_worlds={num_worlds}',

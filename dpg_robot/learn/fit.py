@@ -48,15 +48,15 @@ SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics':
 REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_weight_decay')
 
 
-def check_fit(names: Sequence[str], num_transitions: int) -> None:
-    """Check that estimators can be fitted on so many transitions.
+def check_fit(names: Sequence[str], num_transitions: int, parts: int = 1) -> None:
+    """Check that estimators can be fitted on so many transitions, or on one of as many parts.
 
     :raises SpecError: if a name is unknown, or there are too few transitions.
     """
     for name in names:
         if name not in ESTIMATORS:
             raise SpecError(f'estimators must be among {", ".join(ESTIMATORS)}, got {name}')
-    least = RUN * HELD_OUT_EVERY
+    least = parts * RUN * HELD_OUT_EVERY
     if num_transitions < least:
         raise SpecError(f'transitions must be at least {least}, so that some are held out, '
                         f'got {num_transitions}')

@@ -225,9 +225,10 @@ class Trainer:
                     self.save()
             self.save()
         if self.finished and not self.updates:
-            least = 'trainer.warmup_steps, and so many that trainer.updates_per_step makes one ' \
-                'update of them,' if self.config.algorithm == 'off_policy' \
-                else 'two rounds of on_policy.horizon steps of each world'
+            least = 'two rounds of on_policy.horizon steps of each world'
+            if self.config.algorithm == 'off_policy':
+                least = f'trainer.warmup_steps ({self.config.warmup_steps}), and so many that ' \
+                    'trainer.updates_per_step makes one update of them,'
             logger.warning('trainer.env_steps must be at least %s to learn anything, got %d',
                            least, self.config.env_steps)
         return self.finished

@@ -77,9 +77,9 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
         try:
             value = node.declare_parameter(entry.name, entry.default, descriptor).value
         except ParameterException as error:
-            rule = f' (from {entry.minimum} to {entry.maximum})' \
-                if entry.minimum is not None else ''
-            raise SpecError(f'parameter {entry.name}{rule}: {error}') from error
+            given = node._parameter_overrides.get(entry.name)
+            raise SpecError(f'parameter {entry.name} must be {_rule(entry, given)}, got '
+                            f'{given.value if given else error}') from error
         if value is None:  # an empty list has no type in ROS, and arrives as nothing
             value = entry.default
         if entry.choices and value not in entry.choices:
@@ -90,6 +90,13 @@ def declare_parameters(node: Node, table: Sequence[Parameter]) -> dict[str, Any]
         if not node.has_parameter(name) and not name.startswith('qos_overrides.'):
             node.get_logger().warning(f'there is no parameter {name}: it is ignored')
     return values
+
+
+def _rule(entry, given):
+    if entry.minimum is None or given is None or type(given.value) is not type(entry.default):
+        return {float: 'a number with a point, such as 1.0', int: 'an integer', str: 'text',
+                bool: 'true or false', list: 'a list of texts'}[type(entry.default)]
+    return f'from {entry.minimum} to {entry.maximum}'
 
 
 def decimal(value: float) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import traceback
 
+from lifecycle_msgs.msg import Transition
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 
 from dpg_robot.contract.strict import SpecError
@@ -38,6 +39,14 @@ def _guarded(hook, goal, on_exception):
         self.report()
         return TransitionCallbackReturn.SUCCESS
     return transition
+
+
+# What each transition that can be asked for is called, and where it comes from.
+_TRANSITIONS = {
+    Transition.TRANSITION_CONFIGURE: ('configure', 'unconfigured'),
+    Transition.TRANSITION_ACTIVATE: ('activate', 'inactive'),
+    Transition.TRANSITION_DEACTIVATE: ('deactivate', 'active'),
+    Transition.TRANSITION_CLEANUP: ('cleanup', 'inactive')}
 
 
 class ManagedNode(LifecycleNode):
@@ -67,7 +76,10 @@ class ManagedNode(LifecycleNode):
         try:
             return self._answer(request, response)
         except Exception as error:
-            self.get_logger().error(f'transition refused: {" ".join(str(error).split())}')
+            wanted, start = _TRANSITIONS.get(request.transition.id, ('', ''))
+            reason = f'{wanted} must come from {start}, got {self.lifecycle}' \
+                if wanted and self.lifecycle != start else ' '.join(str(error).split())
+            self.get_logger().error(f'transition refused: {reason}')
             response.success = False
             return response
 

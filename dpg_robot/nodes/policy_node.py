@@ -87,6 +87,7 @@ class PolicyNode(ManagedNode):
         # The parameter, and what was announced or taken since.
         self._wanted_model, self._newer_model = self.settings['model'], ''
         self._told, self._told_lately, self._told_s = None, set(), -math.inf
+        self._silent = None  # the loop whose silence was told
         self._collected_s, self._num_stops_told = -math.inf, 0
         self._watchdog = threading.Thread(target=self._watch, name='watchdog', daemon=True)
         self.estop = EmergencyStop(self, self._on_estop, self._on_lift)
@@ -95,6 +96,8 @@ class PolicyNode(ManagedNode):
         self._take_models()
         if self.settings['autostart']:
             self.start()
+        else:
+            self.get_logger().info('unconfigured: it waits for configure, then activate')
 
     def _take_models(self):
         self.add_post_set_parameters_callback(lambda parameters: [
@@ -374,8 +377,12 @@ class PolicyNode(ManagedNode):
                 self.executor.create_task(self._report_if_silent)
         elif self._silence_s() > 2.0 * max(period_s, loop.period_s):
             state = 'estop' if self.estop.why else 'stalled' if loop.is_stalled else 'waiting'
-            self._status.publish(state, 'no ticks; does /clock stand still?'
-                                 if isinstance(self.clock, SimulatedClock) else 'no ticks')
+            why = 'no ticks; does /clock stand still?' \
+                if isinstance(self.clock, SimulatedClock) else 'no ticks'
+            if self._silent is not loop:
+                self._silent = loop
+                self._log('WARN', f'{state}: {why}')
+            self._status.publish(state, why)
 
     def _silence_s(self):
         return time.monotonic() - self._status.published_s

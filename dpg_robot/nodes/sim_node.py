@@ -200,6 +200,10 @@ class SimNode(Node):
             self._state = robot.state
             if robot.state == 'safe':
                 self.get_logger().warning('commands stopped: the safe one acts')
+            elif robot.state == 'ended':
+                won = f', {robot.num_successes} of them successes' * (robot.num_successes > 0)
+                self.get_logger().info(
+                    f'the last state is held: {robot.num_episodes} episodes have ended{won}')
         level = 'WARN' if self._bad_command or robot.state in ('waiting', 'safe') else 'OK'
         self._diagnostics.publish(level, self._bad_command or _MEANINGS[robot.state], {
             'state': robot.state, 'task': robot.spec.task,

@@ -32,6 +32,7 @@ import threading
 import traceback
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -42,7 +43,13 @@ from std_srvs.srv import Trigger
 
 from dpg_robot.contract.model_file import read_sealed
 from dpg_robot.contract.strict import dump, SpecError
-from dpg_robot.experiment import export_run, export_trainer, load_training, open_trainer
+from dpg_robot.experiment import (
+    check_policy_path,
+    export_run,
+    export_trainer,
+    load_training,
+    open_trainer,
+)
 from dpg_robot.learn.run_log import Progress
 from dpg_robot.learn.trainer import CHECKPOINT_FILE, Trainer
 from dpg_robot.nodes.common import declare_parameters, Diagnostics, flatten, flush, Parameter, run
@@ -99,6 +106,8 @@ class TrainerNode(Node):
         self._config = self._read_config()
         self.run_dir = Path(self.settings['run_dir']
                             or Path('runs', Path(self.settings['config']).stem)).absolute()
+        check_policy_path(self._export_path())
+        self.add_on_set_parameters_callback(self._check_parameters)
         if self.settings['autostart']:
             self._open(self.settings['resume'])
         self._connect()
@@ -256,8 +265,19 @@ class TrainerNode(Node):
         return f'exported {path}, content hash {self._model["content_hash"]}'
 
     def _export_path(self):
-        return Path(self.get_parameter('export_path').value
-                    or self.run_dir / 'model.onnx').absolute()
+        return self._policy_file(self.get_parameter('export_path').value)
+
+    def _policy_file(self, path):
+        return Path(path or self.run_dir / 'model.onnx').absolute()
+
+    def _check_parameters(self, parameters):
+        try:
+            for parameter in parameters:
+                if parameter.name == 'export_path':
+                    check_policy_path(self._policy_file(parameter.value))
+        except SpecError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
 
     def _announce(self, path):
         self._model = {'path': str(path), 'content_hash': read_sealed(path)[1]}

@@ -32,32 +32,34 @@ _logger = logging.getLogger('dpg_robot')
 _LOOK_S = 0.25
 
 
-def check_same_contract(running: PolicySpec, candidate: PolicySpec) -> None:
+def check_same_contract(running: PolicySpec, candidate: PolicySpec,
+                        whose: str = 'the running policy') -> None:
     """Check that a policy may take another one's place without anything else being changed.
 
+    :param whose: names the first in errors.
     :raises SpecError: naming what differs.
     """
-    _check_same(running, candidate, ('robot', 'control_rate_hz'))
+    _check_same(running, candidate, ('robot', 'control_rate_hz'), whose)
     for key in ('observation', 'action'):
         wanted, got = getattr(running, key), getattr(candidate, key)
         names = [', '.join(term.name for term in terms) for terms in (wanted, got)]
         if names[0] != names[1]:
-            raise SpecError(f'{key} must have the terms of the running policy ({names[0]}), '
+            raise SpecError(f'{key} must have the terms of {whose} ({names[0]}), '
                             f'got {names[1]}')
         for ours, theirs in zip(wanted, got):
             for field in dataclasses.fields(ours):
                 a, b = getattr(ours, field.name), getattr(theirs, field.name)
                 if a != b:
-                    raise SpecError(f'{key} {ours.name}.{field.name} must be {a} as that of the '
-                                    f'running policy, got {b}')
-    _check_same(running, candidate, ('eps_dim',))  # recorders have room for as much
+                    raise SpecError(f'{key} {ours.name}.{field.name} must be {a} as that of '
+                                    f'{whose}, got {b}')
+    _check_same(running, candidate, ('eps_dim',), whose)  # recorders have room for as much
 
 
-def _check_same(running, candidate, keys):
+def _check_same(running, candidate, keys, whose):
     for key in keys:
         wanted, got = getattr(running, key), getattr(candidate, key)
         if wanted != got:
-            raise SpecError(f'{key} must be {wanted} as that of the running policy, got {got}')
+            raise SpecError(f'{key} must be {wanted} as that of {whose}, got {got}')
 
 
 class ModelLoader:

@@ -64,11 +64,11 @@ class NoiseConfig:
     :param randomize: ranges of the model's numbers, drawn each episode.
     """
 
-    actuator: float = bounded(0.0, minimum=0)
+    actuator: float = bounded(0.0, minimum=0, maximum=10)
     actuator_time_constant_s: float = bounded(0.0, minimum=0)
-    actuator_relative: float = bounded(0.0, minimum=0)
+    actuator_relative: float = bounded(0.0, minimum=0, maximum=10)
     actuator_relative_time_constant_s: float = bounded(0.0, minimum=0)
-    actuator_bias: float = bounded(0.0, minimum=0)
+    actuator_bias: float = bounded(0.0, minimum=0, maximum=10)
     dead_zone: float = bounded(0.0, minimum=0, maximum=1.0)
     backlash: float = bounded(0.0, minimum=0, maximum=2.0)
     command_latency_s: float = bounded(0.0, minimum=0, maximum=1.0)
@@ -224,9 +224,12 @@ class StochasticWorld(gymnasium.Wrapper):
     def commanded(self, action: np.ndarray) -> np.ndarray:
         """Return the normalised command on which the noise comes; here the action itself.
 
-        :raises SpecError: if the action is not finite.
+        :raises SpecError: if the action has another shape, or is not finite.
         """
         action = np.asarray(action)
+        if action.shape != self.action_space.shape:
+            raise SpecError(f'an action for {self.policy_spec.task} must have the shape '
+                            f'{self.action_space.shape}, got {action.shape}')
         if not np.isfinite(action).all():
             raise SpecError(f'an action for {self.policy_spec.task} must be finite, got '
                             f'{action.tolist()}')

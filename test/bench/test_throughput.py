@@ -242,7 +242,8 @@ def test_what_cannot_be_recorded_is_run_without_graphs(script, tmp_path, monkeyp
                              if fails else {'train_s': 9.0}})
         return not fails
     monkeypatch.setattr(script, 'run_apart', run_apart)
-    assert script.main(['--output', str(path), '--set', 'trainer.seed=2']) == 1
+    assert script.main(['--device', 'warp_cpu', '--output', str(path), '--set',
+                        'trainer.seed=2']) == 1
     seed = ('trainer.seed=2',)
     assert asked[:5] == [('kernels', seed), ('parity', seed), ('throughput', seed),
                          ('fetch_reach', seed),
@@ -251,6 +252,17 @@ def test_what_cannot_be_recorded_is_run_without_graphs(script, tmp_path, monkeyp
     assert result['fetch_reach']['train_s'] == 9.0
     assert script.REFUSED_GRAPHS in result['fetch_reach']['recorded']['failed']
     assert result['hand_reach'] == {'train_s': 9.0} and len(asked) == 8
+
+
+def test_a_missing_gpu_is_told_and_costs_no_earlier_figures(
+        script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    path = tmp_path / 'gpu.json'
+    path.write_text('precious')
+    assert script.main(['--output', str(path)]) == 2
+    assert path.read_text() == 'precious'
+    line, = capsys.readouterr().err.splitlines()
+    assert 'trainer.device must be cpu or warp_cpu where torch finds no NVIDIA GPU' in line
 
 
 def test_a_section_that_hangs_or_breaks_down_is_told(script, tmp_path, monkeypatch):

@@ -312,7 +312,7 @@ def test_a_run_of_an_earlier_version_goes_on(whole, tmp_path):
 def test_a_training_too_short_to_learn_says_so(tmp_path, caplog):
     train(tiny_config('trainer.env_steps=18'), tmp_path)
     assert caplog.messages == [
-        'trainer.env_steps must be at least trainer.warmup_steps, and so many that '
+        'trainer.env_steps must be at least trainer.warmup_steps (20), and so many that '
         'trainer.updates_per_step makes one update of them, to learn anything, got 18']
 
 

@@ -67,9 +67,10 @@ def test_arguments_that_ros_does_not_take_end_it_at_once(arguments, capsys):
 
 
 @pytest.mark.parametrize('argument, words', [
-    ('limit:=3.0', r'parameter limit \(from 0\.5 to 2\.0\)'),
-    ('limit:=high', 'parameter limit'),
-    ('words:=1', 'parameter words')])
+    ('limit:=3.0', r'^parameter limit must be from 0\.5 to 2\.0, got 3\.0$'),
+    ('limit:=high', '^parameter limit must be a number with a point, such as 1.0, got high$'),
+    ('limit:=1', '^parameter limit must be a number with a point, such as 1.0, got 1$'),
+    ('words:=1', '^parameter words must be a list of texts, got 1$')])
 def test_what_does_not_fit_is_named(declared, argument, words):
     with pytest.raises(SpecError, match=words):
         declared('-p', argument)

@@ -14,6 +14,7 @@
 
 """Tests of a lifecycle node whose hooks may raise, in this process."""
 
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 import pytest
 import rclpy
@@ -93,10 +94,14 @@ def test_a_start_that_is_not_possible_says_why(node):
     assert node.lifecycle == 'inactive'
 
 
-@pytest.mark.parametrize('number', [3, 77])
-def test_a_request_that_does_not_fit_is_refused(node, number):
+@pytest.mark.parametrize('number, words', [
+    (Transition.TRANSITION_ACTIVATE, 'activate must come from inactive, got unconfigured'),
+    (77, 'Transition is not registered')])
+def test_a_request_that_does_not_fit_is_refused(node, number, words, capfd):
     request = ChangeState.Request()
     request.transition.id = number
     response = node._service_change_state.callback(request, ChangeState.Response())
     assert not response.success
+    told = capfd.readouterr()
+    assert 'transition refused: ' in told.out + told.err and words in told.out + told.err
     assert node.trigger_configure() == SUCCESS

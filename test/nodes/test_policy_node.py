@@ -223,15 +223,18 @@ def test_what_was_held_back_is_told_if_it_is_still_so():
     assert told == ['running', 'safe', 'running']
 
 
-@pytest.mark.parametrize('silence_s, told', [(0.4, []), (0.6, [('waiting', 'no ticks')])])
+@pytest.mark.parametrize('silence_s, told', [
+    (0.4, []), (0.6, [('WARN', 'waiting: no ticks'), *[('waiting', 'no ticks')] * 2])])
 def test_a_slow_policy_is_not_called_silent(silence_s, told):
     found = []
     node = SimpleNamespace(
-        control_loop=SimpleNamespace(period_s=0.25, is_stalled=False), clock=None,
+        control_loop=SimpleNamespace(period_s=0.25, is_stalled=False), clock=None, _silent=None,
+        _log=lambda level, line: found.append((level, line)),
         estop=SimpleNamespace(why=''),
         settings={'diagnostics_period_s': 0.1}, _silence_s=lambda: silence_s,
         _status=SimpleNamespace(publish=lambda *status: found.append(status)))
-    PolicyNode._look_for_silence(node)
+    for _ in range(2):  # logged once
+        PolicyNode._look_for_silence(node)
     assert found == told
 
 
@@ -572,8 +575,8 @@ def test_it_waits_in_safety_and_takes_a_parameter_file(ros, tmp_path):
 @pytest.mark.parametrize('parameters, words', [
     ({'model': '/none/here.onnx'}, 'model file /none/here.onnx cannot be read'),
     ({'mode': 'random'}, "parameter mode must be one of deterministic, sampled; got 'random'"),
-    ({'blend_s': 11.0}, 'parameter blend_s (from 0.0 to 10.0)'),
-    ({'seed': 'x'}, 'parameter seed'),
+    ({'blend_s': 11.0}, 'parameter blend_s must be from 0.0 to 10.0, got 11.0'),
+    ({'seed': 'x'}, 'parameter seed must be an integer, got x'),
     ({'model': 'tampered.onnx'}, 'changed after export')])
 def test_a_startup_error_is_one_line(ros, model, parameters, words):
     if parameters.get('model') == 'tampered.onnx':

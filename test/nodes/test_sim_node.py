@@ -251,7 +251,7 @@ def test_the_policy_goes_safe_when_the_robot_dies(ros, model):
     ({'observation_noise': "['goal=-0.1']"}, 'noise.observation.goal must be at least 0'),
     ({'observation_noise': "['goal']"},
      "parameter observation_noise must hold entries TERM=NUMBER, got 'goal'"),
-    ({'speed': 0.0}, 'parameter speed (from 0.1 to 20.0)')])
+    ({'speed': 0.0}, 'parameter speed must be from 0.1 to 20.0, got 0.0')])
 def test_a_startup_error_is_one_line(ros, parameters, words):
     (ros.folder / 'other.yaml').write_text('world:\n  tsak: fetch_reach\n')
     (ros.folder / 'robot.yaml').write_text('learner: {}\n')

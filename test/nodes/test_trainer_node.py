@@ -88,8 +88,10 @@ class Trainer:
         return answer.message
 
     def set(self, name, value):
-        parameter = Parameter(name=name, value=ParameterValue(
-            type=ParameterType.PARAMETER_INTEGER, integer_value=value))
+        value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value) \
+            if isinstance(value, str) else ParameterValue(
+                type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+        parameter = Parameter(name=name, value=value)
         answer, _ = self.call('set_parameters', SetParameters,
                               SetParameters.Request(parameters=[parameter]))
         return answer.results[0]
@@ -248,6 +250,10 @@ def test_a_training_by_hand(ros, tmp_path):
     trainer.expect('resume', False, f'nothing to resume in {run_dir}: there is no checkpoint.pt')
     trainer.expect('export', False, f'{run_dir} holds no checkpoint to export: there is no '
                    'checkpoint.pt')
+    refused = trainer.set('export_path', str(tmp_path / 'policy.txt'))
+    assert not refused.successful
+    assert refused.reason == 'a policy must be written to a file that ends in .onnx, got ' \
+        f'{tmp_path}/policy.txt'
     trainer.expect('start', True, f'training from step 0 of 60, in {run_dir}')
     ros.wait(lambda: trainer.models, 30.0, 'the model of the finished training')
     assert trainer.models[-1][1].data == str(tmp_path / 'policy.onnx')
@@ -324,11 +330,13 @@ def test_startup_errors_are_one_line(ros, tmp_path):
             {**here, 'seed': 7},
         '.*/run already holds a training; resume it, or choose another folder':
             {**here, 'resume': 'false'},
+        'a policy must be written to a file that ends in .onnx, got .*/model.txt':
+            {**here, 'export_path': tmp_path / 'model.txt'},
         'run_dir .*/file/run cannot be used: Not a directory':
             {**here, 'run_dir': tmp_path / 'file' / 'run'}}
     process = ros.start('trainer_node', seed=-2)
     assert process.wait(timeout=60) == 2
-    assert re.fullmatch(r'trainer_node: parameter seed \(from -1 to 2147483647\): .*\n',
+    assert re.fullmatch(r'trainer_node: parameter seed must be from -1 to 2147483647, got -2\n',
                         process.log.read_text())
     told = subprocess.run(
         [sys.executable, '-c', START_EACH, json.dumps(list(cases.values()), default=str)],

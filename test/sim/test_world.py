@@ -107,6 +107,15 @@ def test_an_action_that_is_not_finite_is_refused(bad, worlds):
         envs.step(action)
 
 
+@pytest.mark.parametrize('worlds', [0, 2])
+def test_an_action_of_another_shape_is_refused(worlds):
+    envs = make_vector(QUIET, worlds) if worlds else make_world(QUIET)
+    envs.reset(seed=0)
+    with pytest.raises(SpecError, match=r'^an action for fetch_reach must have the shape \(3,\), '
+                       r'got \(5,\)$'):
+        envs.step(np.zeros((*[worlds][:worlds], 5)))
+
+
 def draw_actions(num, num_envs, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (num, num_envs, 3)).astype(np.float32)
 
