@@ -49,7 +49,7 @@ from dpg_robot.bench.truth import check_pairs, measure_truth, Truth
 from dpg_robot.contract.strict import dump, SpecError
 from dpg_robot.experiment import commit, ExperimentConfig, load_config, machine, versions
 from dpg_robot.learn.checkpoint import CHECKPOINT_VERSION, load_checkpoint, save_checkpoint
-from dpg_robot.learn.estimators import check_outcome
+from dpg_robot.learn.estimators import check_achieved_goal, check_outcome
 from dpg_robot.learn.fit import REPLACED, SETTINGS
 from dpg_robot.learn.gradient_config import GradientConfig
 from dpg_robot.sim.world import make_world
@@ -154,9 +154,7 @@ def _check(config, bench):
     check_pairs(bench.pairs, world.action_space.shape[0])
     for name in bench.estimators:
         check_outcome('learner', name, config.learner.outcome)
-    if config.learner.outcome == 'achieved_goal' and not world.get_wrapper_attr('achieved_goal'):
-        raise SpecError('learner.outcome must not be achieved_goal, since the task has no '
-                        'achieved goal, got achieved_goal')
+    check_achieved_goal('learner', config.learner.outcome, world.achieved_goal)
 
 
 def _describe(config, bench):

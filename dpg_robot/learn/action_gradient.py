@@ -19,10 +19,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.estimators import (
     best_lean,
+    check_achieved_goal,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -74,9 +74,7 @@ class ActionGradient(nn.Module):
         super().__init__()
         self.config, self.estimator = config, ESTIMATORS[config.estimator]
         self.norm, self.value, self.action_dim = norm, value, action_dim
-        if config.outcome == 'achieved_goal' and not achieved_goal:
-            raise SpecError('learner.outcome must not be achieved_goal, since the task has no '
-                            'achieved goal, got achieved_goal')
+        check_achieved_goal('learner', config.outcome, achieved_goal)
         self.waits = waits
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)
         name, state_action = config.estimator, obs_dim + action_dim

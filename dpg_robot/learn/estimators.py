@@ -158,6 +158,18 @@ def check_outcome(name: str, estimator: str, outcome: str) -> None:
                         f'it, got {outcome}')
 
 
+def check_achieved_goal(name: str, outcome: str, achieved_goal: tuple[int, ...]) -> None:
+    """Check that the outcome is something that the task has.
+
+    :param name: of the settings, for the message.
+    :param achieved_goal: places of the achieved goal in the observation.
+    :raises SpecError: naming the key, the rule and the value.
+    """
+    if outcome == 'achieved_goal' and not achieved_goal:
+        raise SpecError(f'{name}.outcome must not be achieved_goal, since the task has no '
+                        'achieved goal, got achieved_goal')
+
+
 class Estimator(NamedTuple):
     """How one estimator is put together.
 

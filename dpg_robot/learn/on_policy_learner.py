@@ -31,11 +31,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dpg_robot.contract.strict import bounded, SpecError
+from dpg_robot.contract.strict import bounded
 from dpg_robot.learn.denoiser import Denoiser
 from dpg_robot.learn.device import Captured
 from dpg_robot.learn.estimators import (
     best_lean,
+    check_achieved_goal,
     check_outcome,
     ESTIMATORS,
     lean_moments,
@@ -149,9 +150,7 @@ class OnPolicyLearner(nn.Module):
         :raises SpecError: if the outcome is the achieved goal and there is none.
         """
         super().__init__()
-        if config.outcome == 'achieved_goal' and not achieved_goal:
-            raise SpecError('on_policy.outcome must not be achieved_goal, since the task has no '
-                            'achieved goal, got achieved_goal')
+        check_achieved_goal('on_policy', config.outcome, achieved_goal)
         self.config, self.action_dim, self.estimator = config, action_dim, ESTIMATORS[
             config.estimator]
         self.register_buffer('places', outcome_places(obs_dim, achieved_goal), persistent=False)

@@ -242,18 +242,15 @@ def test_an_exception_keeps_the_last_checkpoint(tmp_path, whole):
     (0, 'the actions of the policy'), (1, 'the actions of the policy'),
     (2, r'the parameters policy\..*')])
 def test_a_training_that_has_diverged_says_so_and_keeps_the_last_checkpoint(
-        whole, tmp_path, monkeypatch, at, message):
+        whole, tmp_path, at, message):
     """Whether a step, an evaluation or a checkpoint comes first behind it."""
     shutil.copytree(whole.run_dir, tmp_path / 'run')
     config = tiny_config(*EVALUATED, f'trainer.env_steps={whole.config.env_steps + 100}')
     trainer = open_trainer(config, tmp_path / 'run', resume=True)
     before = trainer.checkpoint_path.read_bytes()
-
-    def diverge():
-        with torch.no_grad():
-            next(trainer.learner.policy.parameters()).fill_(math.nan)
     act = (trainer.round, lambda: trainer.evaluate(1), trainer.save)[at]
-    diverge()
+    with torch.no_grad():
+        next(trainer.learner.policy.parameters()).fill_(math.nan)
     with pytest.raises(SpecError, match=f'^{message} must be finite, got nan for '
                                         r'\d+ of \d+: the training has diverged, and '):
         act()
