@@ -34,7 +34,7 @@ def cached(path: Path, make: Callable[[], Any]) -> Any:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {'content': make()})
+        save_checkpoint(path, {'content': make()}, alone=False)
     return load_checkpoint(path)['content']
 
 

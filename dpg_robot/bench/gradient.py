@@ -246,7 +246,7 @@ def _answer(config, bench, collection: Collection, truth: Truth, which, count, s
                 raise ValueError(f'the gradient of {name} must be {tuple(truth.gradient.shape)} '
                                  f'finite numbers, got {tuple(gradient.shape)}, '
                                  f'{int(gradient.isfinite().sum())} of them finite')
-            save_checkpoint(paths[name], {'gradient': gradient})
+            save_checkpoint(paths[name], {'gradient': gradient}, alone=False)
     return {name: load_checkpoint(path)['gradient'] for name, path in paths.items()}
 
 

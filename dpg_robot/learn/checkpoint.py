@@ -54,9 +54,10 @@ def write_atomic(path: Path, write, alone: bool = True) -> None:
         os.close(directory)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], alone: bool = True) -> None:
     """Write a training state atomically.
 
+    :param alone: as in :func:`write_atomic`.
     :raises OSError: if it cannot be written; the file that was there stays.
     """
     state = {'checkpoint_version': CHECKPOINT_VERSION, **state}
@@ -68,7 +69,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             if isinstance(error.__context__, OSError):  # torch closes its archive, and hides this
                 raise error.__context__ from None
             raise
-    write_atomic(path, write)
+    write_atomic(path, write, alone)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
