@@ -143,14 +143,17 @@ def _apply(data, override):
     if not found or not all((*parents, last)):
         raise SpecError(f'an override must look like learner.sigma=0.2, got {override!r}')
     section, content = data, load_yaml(value, f'the value {value!r} of the override {key}')
-    if isinstance(content, dict) and isinstance(data.get(key), dict):
-        raise SpecError(f'an override must be of one setting of {key}, which would lose all '
-                        f'others, got {override!r}')
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
             raise SpecError(f'an override must be of a setting that is there, and {parent} is '
                             f'{section!r}, got {override!r}')
+    present = section.get(last)
+    if isinstance(content, dict) and isinstance(present, dict) \
+            and not present.keys() <= content.keys():
+        lost = ', '.join(name for name in present if name not in content)
+        raise SpecError(f'an override must be of one setting of {key}, which would lose its '
+                        f'{lost}, got {override!r}')
     section[last] = content
 
 

@@ -136,7 +136,9 @@ def test_no_such_config(name, message):
     ('learner.sigma.wide=1', 'an override must be of a setting that is there, and sigma is 0.2, '
      "got 'learner.sigma.wide=1'"),
     ('learner={sigma: 0.1}', 'an override must be of one setting of learner, which would lose '
-     "all others, got 'learner={sigma: 0.1}'"),
+     'its estimator, gamma, '),
+    ('world.noise={actuator_bias: 0.1}', 'an override must be of one setting of world.noise, '
+     'which would lose its actuator, command_latency_s, observation, got '),
     ('=1', "an override must look like learner.sigma=0.2, got '=1'"),
     ('learner.=1', "an override must look like learner.sigma=0.2, got 'learner.=1'"),
     ('teacher.sigma=1', 'teacher is not a known key; known keys: world, learner, trainer')])
@@ -150,9 +152,11 @@ def test_bad_override(override, message):
 def test_overrides_in_order():
     config = load_config('fetch_reach', [
         'learner.hidden=[8, 4]', 'learner.sigma=0.1', 'learner.sigma=0.3',
-        'world.noise.command_latency_s=0.02', 'learner.target_entropy=null'])
+        'world.noise.command_latency_s=0.02', 'learner.target_entropy=null',
+        'world.noise={actuator: 0.25, command_latency_s: 0.02, observation: {}}'])
     assert config.learner.hidden == (8, 4)
     assert config.learner.sigma == 0.3
+    assert config.world.noise.actuator == 0.25
     assert config.world.noise.command_latency_s == 0.02
     assert config.learner.target_entropy is None
 
@@ -170,9 +174,9 @@ def test_an_override_that_would_do_nothing_is_refused(name, override, active):
 @pytest.mark.parametrize('key', ['warmup_steps', 'updates_per_step', 'replay_capacity'])
 def test_an_override_of_a_replay_is_refused_where_there_is_none(key):
     with pytest.raises(SpecError, match=f'^an override of trainer must not be of .*{key}.* for '
-                       f'the algorithm on_policy, which has none, got trainer.{key}=9999$'):
-        load_training('half_cheetah_gpu', [f'trainer.{key}=9999'])
-    assert getattr(load_training('half_cheetah', [f'trainer.{key}=9999']).trainer, key) == 9999
+                       f'the algorithm on_policy, which has none, got trainer.{key}=99$'):
+        load_training('half_cheetah_gpu', [f'trainer.{key}=99'])
+    assert getattr(load_training('half_cheetah', [f'trainer.{key}=99']).trainer, key) == 99
 
 
 def test_noise_on_an_unknown_term():

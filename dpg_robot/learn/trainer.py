@@ -88,7 +88,7 @@ class TrainerConfig:
     workers: int = bounded(1, minimum=1)
     seed: int = bounded(0, minimum=0, maximum=2**31 - 1)
     warmup_steps: int = bounded(500, minimum=1)
-    updates_per_step: float = bounded(0.5, above=0)
+    updates_per_step: float = bounded(0.5, above=0, maximum=100)
     replay_capacity: int = bounded(1_000_000, minimum=1)
     hindsight: int = bounded(0, minimum=0)
     log_every_steps: int = bounded(200, minimum=1)
