@@ -144,3 +144,11 @@ def test_a_stored_collection_is_the_same(config, collection, tmp_path):
     assert len(stored.states) == len(collection.states)
     for one, other in zip(stored.networks(config), collection.networks(config)):
         assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def test_what_another_benchmark_has_begun_to_store_is_no_hindrance(tmp_path):
+    path = tmp_path / 'part.pt'
+    other = tmp_path / 'part.pt.partial'
+    other.mkdir()  # unlike a file, it cannot be written over
+    assert cached(path, lambda: 1) == 1 == cached(path, lambda: pytest.fail('made twice'))
+    assert set(tmp_path.iterdir()) == {path, other}
