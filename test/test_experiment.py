@@ -138,7 +138,8 @@ def test_no_such_config(name, message):
     ('learner={sigma: 0.1}', 'an override must be of one setting of learner, which would lose '
      'its estimator, gamma, '),
     ('world.noise={actuator_bias: 0.1}', 'an override must be of one setting of world.noise, '
-     'which would lose its actuator, command_latency_s, observation, got '),
+     'which would lose its actuator, command_latency_s, observation, got '
+     "'world.noise={actuator_bias: 0.1}'"),
     ('=1', "an override must look like learner.sigma=0.2, got '=1'"),
     ('learner.=1', "an override must look like learner.sigma=0.2, got 'learner.=1'"),
     ('teacher.sigma=1', 'teacher is not a known key; known keys: world, learner, trainer')])
