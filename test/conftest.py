@@ -27,6 +27,27 @@ import pytest  # noqa: E402
 
 import dpg_robot  # noqa: E402
 
+# Those that look at the clock while processes talk to each other.
+REAL_TIME = ('bench/test_latency.py', 'nodes/', 'runtime/', 'test_demo.py',
+             'test_replay_flight.py')
+NOT_REAL_TIME = ('nodes/test_trainer_node.py',)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Put tests in real time last; with '-n', these in one process, others by the file."""
+    here = Path(__file__).parent
+
+    def group(item):
+        file = item.path.relative_to(here).as_posix()
+        timed = file.startswith(REAL_TIME) and file not in NOT_REAL_TIME
+        return 'real time' if timed else file
+
+    items.sort(key=lambda item: group(item) == 'real time')
+    if config.getoption('dist', 'no') == 'loadgroup':
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+
 
 @pytest.fixture(scope='session', autouse=True)
 def ros_environment():

@@ -49,11 +49,13 @@ set +u
 source install/local_setup.bash
 set -u
 
+# Two processes, which share out the files; test/conftest.py says what waits until the end.
 # 'python -m pytest' puts the current folder, the source tree, before the installed package; a safe
 # path (Python 3.11 or later) does not, so that what is tested is what was installed.
 result=0
 PYTHONSAFEPATH=1 colcon test --base-paths . --packages-select dpg_robot \
-    --return-code-on-test-failure --event-handlers console_direct+ 2>&1 || result=$?
+    --return-code-on-test-failure --event-handlers console_direct+ \
+    --pytest-args -n 2 --dist loadgroup --no-loadscope-reorder 2>&1 || result=$?
 
 # pytest finding nothing to run counts as success with colcon.
 if ! grep -q '<testcase ' build/dpg_robot/pytest.xml; then

@@ -101,7 +101,8 @@ def load_measured(task: str | Path, overrides: list[str] = ()) -> ExperimentConf
         if section == 'trainer' and setting not in TRAINER_FIELDS:
             raise SpecError('an override of the trainer must be among what collects, '
                             f'{", ".join(TRAINER_FIELDS)}, got {override}')
-    return load_config(task, overrides)
+    # Which estimator the file trains with does not matter; with a critic all else is allowed.
+    return load_config(task, [*overrides, 'learner.estimator=critic'])
 
 
 def bench_gradient(config: ExperimentConfig, bench: GradientBench, fit: Fit) -> dict[str, Any]:
@@ -161,7 +162,8 @@ def _describe(config, bench):
     return {'task': config.world.task, 'noise': asdict(config.world.noise),
             'dead_actuators': config.world.dead_actuators, 'transitions': bench.transitions,
             'seeds': bench.seeds, 'states': bench.states, 'pairs': bench.pairs,
-            'learner': dump(config.learner), 'fit': SETTINGS, 'versions': versions(),
+            'learner': {name: value for name, value in dump(config.learner).items()
+                        if name not in REPLACED}, 'fit': SETTINGS, 'versions': versions(),
             'machine': machine(), 'commit': commit()}
 
 

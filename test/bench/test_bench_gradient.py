@@ -178,6 +178,14 @@ def test_an_override_of_what_is_measured_counts(override):
     assert load_measured('reacher', [override]) != load_measured('reacher')
 
 
+def test_the_estimator_of_the_file_refuses_no_outcome(tmp_path):
+    config = load_measured('reacher', ['learner.outcome=reward', *SMALL])
+    result = bench_gradient(config, bench(tmp_path, 'denoising', seeds=1), linear_fit)
+    assert result['learner']['outcome'] == 'reward' and 'estimator' not in result['learner']
+    with pytest.raises(SpecError, match='for the estimator doubly_robust, .*got reward'):
+        bench_gradient(config, bench(tmp_path, 'denoising', 'doubly_robust'), linear_fit)
+
+
 def test_the_command_writes_table_json_and_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'dpg_robot.learn.fit',
                         SimpleNamespace(fit_gradient=linear_fit, check_fit=lambda *what: None))
