@@ -50,8 +50,11 @@ def importance_weights(policy: SquashedGaussianPolicy, batch: Batch,
     if check and not torch.isfinite(batch.log_prob).all():
         raise ValueError('log_prob of every transition must be finite for the inverted route, '
                          'got some that are not')
+    trains = policy.training
     with torch.no_grad():
-        log_ratio = policy.log_prob(batch.obs, batch.action) - batch.log_prob
+        # As precisely as when it acted: the same policy has weight 1.
+        log_ratio = policy.eval().log_prob(batch.obs, batch.action) - batch.log_prob
+        policy.train(trains)
         return log_ratio.exp().clamp(max=cap)
 
 

@@ -220,7 +220,11 @@ class Trainer:
                 if evaluates:
                     self.last_eval = asdict(self.evaluate(self.config.eval_episodes))
                 if logs or self.finished:
-                    self._log(metrics, log, on_progress)
+                    try:
+                        self._log(metrics, log, on_progress)
+                    except OSError:  # a full disk may have room for a checkpoint, and often has
+                        self.save()
+                        raise
                 if saves:
                     self.save()
             self.save()

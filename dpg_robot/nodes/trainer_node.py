@@ -298,6 +298,9 @@ class TrainerNode(Node):
         from dpg_robot.runtime.onnx_policy import OnnxPolicy  # loads a library; seldom needed
         with contextlib.suppress(SpecError):
             training = OnnxPolicy(path).spec.training
+            card = path.with_suffix('.md')
+            if not card.exists() or read_sealed(path)[1] not in card.read_text(errors='replace'):
+                return False  # it was cut short between the two
             return (training.estimator, training.seed, training.world) == (
                 self._config.active.estimator, self._config.trainer.seed,
                 dump(self._config.world))

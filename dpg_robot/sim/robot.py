@@ -33,6 +33,9 @@ from dpg_robot.contract.command import CommandLimiter
 from dpg_robot.contract.messages import group_by_topic
 from dpg_robot.contract.spec import PolicySpec
 
+# Commands that differ by less, in units of an action, are the same.
+SETTLED = 1e-6
+
 
 class EpisodeResult(NamedTuple):
     """How an episode went; ``episode`` counts from 1, ``success`` is None where there is none."""
@@ -59,7 +62,9 @@ class SimulatedRobot:
         :param hold_s: how long the last command acts after commands stop [simulated s].
         :param auto_reset: begin the next episode at once when one ends.
         :param wait_for_command: hold the first state of an episode until a command other than
-            the safe one arrives; without, the safe command acts until then.
+            the safe one arrives; without, the safe command acts until then. A controller whose
+            commands are limited comes from its last one in the episode before: it is waited for
+            until two commands in turn are the same.
         :param episodes: end after this many episodes; 0 for never.
         """
         self.spec: PolicySpec = world.policy_spec
@@ -69,6 +74,7 @@ class SimulatedRobot:
         self._safe = CommandLimiter(self.spec).safe()
         self._command = self._safe.copy()
         self._groups = group_by_topic(self.spec.action)
+        self._longest_change = wait_for_command * _longest_change(self.spec)
         self._hold_ticks = math.ceil(hold_s * self.spec.control_rate_hz - 1e-9)
         self._lock = threading.Lock()
         self.num_steps = self.num_safe_steps = self.num_late_commands = 0
@@ -102,6 +108,8 @@ class SimulatedRobot:
         with self._lock:
             self._ticks_since = dict.fromkeys(self._groups)
             self._command[:] = self._first
+            is_first = self.num_steps == self.num_safe_steps  # nothing was commanded before
+            self._before, self._changes_left = None, 0 if is_first else self._longest_change
 
     def give_command(self, topic: str, values: np.ndarray) -> None:
         """Take a command, in physical units, for the elements of one topic; from any thread."""
@@ -136,7 +144,8 @@ class SimulatedRobot:
         with self._lock:
             ages = self._ticks_since.values()
             # A controller that has no full observation yet sends the safe command.
-            self._begun |= None not in ages and not np.array_equal(self._command, self._first)
+            if not self._begun and None not in ages:
+                self._begun = not np.array_equal(self._command, self._first) and self._is_settled()
             if not self._begun:
                 return self._first, 'waiting'
             oldest = max(ages)
@@ -147,12 +156,34 @@ class SimulatedRobot:
             self.num_late_commands += oldest > 0
             return self._command.copy(), 'driven'
 
+    def _is_settled(self):
+        before, self._before = self._before, self._command.copy()
+        if not self._changes_left or before is not None and np.allclose(
+                *map(self.spec.normalised, (before, self._before)), rtol=0, atol=SETTLED):
+            return True
+        self._changes_left -= 1
+        self._ticks_since = dict.fromkeys(self._groups)  # the next is another, not this one
+        return False
+
     def _end_episode(self, success):
         self.num_episodes += 1
         self.num_successes += bool(success)
         result = EpisodeResult(self.num_episodes, success, self._return, self._length)
-        if self._auto_reset and self.num_episodes != self._episodes:
+        if self._auto_reset and not 0 < self._episodes <= self.num_episodes:
             self._is_over = True
         else:
             self.state = 'ended'
         return result
+
+
+def _longest_change(spec):
+    """Return how many periods commands may take from end to end; 0 where none is limited."""
+    seconds = 0.0
+    for term in spec.action:
+        accelerations = term.acceleration_limit or (None,) * term.size
+        for lower, upper, rate, acceleration in zip(
+                term.lower, term.upper, term.rate_limit, accelerations):
+            span = upper - lower
+            ramp = 2 * math.sqrt(span / acceleration) if acceleration else 0.0
+            seconds = max(seconds, (span / rate if rate else 0.0) + ramp)
+    return math.ceil(seconds * spec.control_rate_hz) + 2 if seconds else 0

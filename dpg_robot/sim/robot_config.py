@@ -92,7 +92,7 @@ class RobotConfig:
     :param position_lower: least joint angles [rad], within the model's own limits.
     :param position_upper: greatest joint angles [rad], likewise.
     :param velocity_limit: largest velocity [rad/s]: of the command with velocity control; with
-        position control the command moves no faster.
+        position control the command moves no faster; with torque control unused.
     :param acceleration_limit: with velocity control, the command changes no faster [rad/s^2].
     :param torque_limit: largest torque of a drive [N m].
     :param bandwidth_hz: of the servos of position and velocity control [Hz], where no gain is
@@ -147,6 +147,9 @@ class RobotConfig:
             self._check_length(getattr(self, key), f'{name}.{key}')
         if self.reference:
             self._check_length(self.reference.amplitude, f'{name}.reference.amplitude')
+            if not self.reference.amplitude:
+                raise SpecError(f'{name}.reference.amplitude must have one value, or one for each '
+                                'joint, got none')
         for i, speed in enumerate(self.velocity_limit):
             if speed > MAX_SPEED:
                 raise SpecError(f'{name}.velocity_limit[{i}] must be in rad/s and at most '

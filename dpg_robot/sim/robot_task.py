@@ -241,7 +241,8 @@ class Reach(_RobotTask, GoalTask):
         spec = _robot_spec('reach', sim, (
             ObservationTerm('end_effector_position', 'end_effector/pose', _POSE, _XYZ, 'm',
                             max_age(sim), *_end_effector_range(sim.robot)),
-            ObservationTerm('goal_position', 'goal/pose', _POSE, _XYZ, 'm', 1.0,
+            ObservationTerm('goal_position', 'goal/pose', _POSE, _XYZ, 'm',
+                            max(1.0, max_age(sim)),
                             _floats(np.array(robot.goal.lower) - margin),
                             _floats(np.array(robot.goal.upper) + margin))))
         super().__init__(sim, spec, robot.episode_steps)

@@ -23,6 +23,7 @@ from torch.distributions import kl_divergence, Normal
 
 from dpg_robot.contract.strict import load, SpecError
 from dpg_robot.learn.learner import Learner, LearnerConfig
+from dpg_robot.learn.networks import set_products
 from dpg_robot.learn.policy import SATURATION, SquashedGaussianPolicy
 from dpg_robot.learn.replay import Batch, Replay
 from dpg_robot.learn.routes import importance_weights, inverted_ascent, sample_gradient
@@ -89,6 +90,19 @@ def test_weights_are_ratios_of_densities_truncated():
     unknown = Batch(*batch[:-1])
     with pytest.raises(ValueError, match='log_prob of every transition must be finite'):
         importance_weights(policy, unknown, 2.5)
+
+
+def test_the_same_policy_has_weight_one_in_bfloat16_too():
+    torch.manual_seed(0)
+    policy = SquashedGaussianPolicy(6, 8, (64, 64), min_std=0.1).eval()
+    set_products(policy, 'bfloat16')
+    obs = torch.randn(200, 6)
+    action = policy.sample(obs)[0].detach()
+    log_prob = policy.log_prob(obs, action).detach()
+    batch = batch_with(obs, action, torch.zeros(200), obs, log_prob)
+    weight = importance_weights(policy.train(), batch, cap=2.0)
+    torch.testing.assert_close(weight, torch.ones(200))
+    assert policy.net.training and policy.training
 
 
 def test_replay_keeps_the_density_of_the_behaviour():

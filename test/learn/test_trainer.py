@@ -42,7 +42,7 @@ from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
 from dpg_robot.learn.learner import Learner
 from dpg_robot.learn.off_policy import OffPolicy
 from dpg_robot.learn.replay import Replay, RUN
-from dpg_robot.learn.run_log import Progress
+from dpg_robot.learn.run_log import Progress, RunLog
 
 EVALUATED = ('trainer.eval_every_steps=100', 'trainer.eval_episodes=1')
 
@@ -234,6 +234,18 @@ def test_an_exception_keeps_the_last_checkpoint(tmp_path, whole):
         train(config, tmp_path, on_progress=fail_at)
     trainer = open_trainer(None, tmp_path, resume=True)
     assert trainer.env_steps == 80
+    trainer.run()
+    assert_same_parameters(whole, trainer)
+
+
+def test_a_log_that_cannot_be_written_costs_no_training(tmp_path, whole, monkeypatch):
+    def full(log, progress, metrics):
+        raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left'):
+        patch.setattr(RunLog, 'write', full)
+        train(tiny_config(*EVALUATED), tmp_path)
+    trainer = open_trainer(None, tmp_path, resume=True)
+    assert 0 < trainer.env_steps < whole.env_steps
     trainer.run()
     assert_same_parameters(whole, trainer)
 

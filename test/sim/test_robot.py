@@ -141,6 +141,52 @@ def test_it_holds_the_last_state_when_it_has_ended(options):
     command(robot, 0.1, 0.1, 0.1)
     robot.tick()
     assert (robot.state, len(world.actions)) == ('driven', 6)
+    for _ in range(8):  # whatever ended is over: each further episode must be asked for
+        command(robot, 0.1, 0.1, 0.1)
+        robot.tick()
+    assert (robot.state, len(world.actions), robot.num_episodes) == ('ended', 10, 2)
+
+
+def limited_robot_and_world():
+    term, = pose_spec().action
+    return robot_and_world(pose_spec(action=(
+        dataclasses.replace(term, rate_limit=(5.0, None, 50.0)),)))
+
+
+def test_a_limited_controller_is_waited_for_until_its_commands_rest():
+    """It knows of no new episode, and comes from its last command of the old one."""
+    robot, world = limited_robot_and_world()
+    command(robot, 0.9, 0.0, 0.0)
+    robot.tick()
+    assert robot.state == 'driven'  # before the first episode there was none
+    for _ in range(2):
+        robot.begin_episode()
+        for value in (0.1, 0.2, 0.3):
+            command(robot, value, 0.0, 0.0)
+            robot.tick()
+            robot.tick()  # a command that came but once has not come to rest
+            assert robot.state == 'waiting'
+        before = len(world.actions)
+        command(robot, 0.3, 0.0, 0.0)
+        robot.tick()
+        assert (robot.state, world.actions[before:]) == ('driven', [[0.3, 0.0, 0.0]])
+        command(robot, 0.5, 0.0, 0.0)
+        robot.tick()
+        assert world.actions[-1] == [0.5, 0.0, 0.0]
+
+
+def test_a_limited_controller_that_never_rests_is_not_waited_for_long():
+    robot, world = limited_robot_and_world()
+    command(robot, 0.9, 0.0, 0.0)
+    robot.tick()
+    robot.begin_episode()
+    waited = 0
+    while len(world.actions) == 1:
+        command(robot, 0.1 + 0.01 * (waited % 2), 0.0, 0.0)
+        robot.tick()
+        waited += 1
+    # From end to end it is 1, at 5 a second and 50 Hz.
+    assert waited == 10 + 3
 
 
 def test_a_reset_in_the_middle_is_not_counted():

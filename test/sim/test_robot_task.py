@@ -187,12 +187,19 @@ def test_bad_robot(tmp_path, changes, message):
      'for joint b, the room between home and the limits, got 0.8'),
     ({'amplitude': [0.5], 'max_frequency_hz': 2}, '.amplitude must be at most 0.1592 rad for '
      'joint a, velocity_limit / (2 pi max_frequency_hz), got 0.5'),
+    ({'amplitude': []}, '.amplitude must have one value, or one for each joint, got none'),
     ({'amplitude': [0.5, 0.5, 0.5]},
      '.amplitude must have one value, or one for each joint (2), got 3')])
 def test_bad_reference(tmp_path, reference, message):
     with pytest.raises(SpecError) as caught:
         world(tmp_path, 'track', reference=reference)
     assert str(caught.value) == f'world.robot.reference{message}'
+
+
+def test_a_slow_robot_has_a_contract_that_a_robot_takes(tmp_path):
+    spec = world(tmp_path, control_rate_hz=0.5).policy_spec
+    assert [term.max_age_s for term in spec.observation] == [5.0] * 4
+    assert PolicySpec.from_json(spec.to_json()) == spec
 
 
 def test_robots_where_they_belong(tmp_path):

@@ -31,7 +31,7 @@ from dpg_robot.sim.warp.noise import (
     DeviceObservationNoise,
     Draws,
 )
-from dpg_robot.sim.world import make_world
+from dpg_robot.sim.world import make_world, WorldConfig
 
 NUM, CPU = 20000, torch.device('cpu')
 SPEC = make_world(config_of('half_cheetah')).policy_spec  # 20 Hz, six actions
@@ -298,6 +298,21 @@ def test_drawn_models_keep_to_their_ranges_and_their_seed():
     assert not torch.equal(first, pool['body_mass'])
     worlds.reset(seed=5)
     assert torch.equal(first, pool['body_mass'])
+
+
+def test_a_range_of_one_value_is_that_value():
+    noise = NoiseConfig(randomize=RandomizeConfig(
+        gravity_m_s2=(1.62, 1.62), mass_kg={'torso': (20.0, 20.0), 'foot': (2.0, 3.0)}))
+    worlds, cpu = make_worlds('hopper', 2, noise=noise), make_world(WorldConfig(
+        'hopper', noise=noise))
+    worlds.reset(seed=0), cpu.reset(seed=0)
+    model, pool = cpu.unwrapped.sim.model, worlds._pool.fields
+    torso = model.body('torso').id
+    assert (model.opt.gravity[2], model.body_mass[torso]) == (-1.62, 20.0)
+    np.testing.assert_allclose(pool['gravity'][:, 2], -1.62)
+    np.testing.assert_allclose(pool['body_mass'][:, torso], 20.0)
+    np.testing.assert_allclose(worlds.physics.model['body_mass'][:, torso], 20.0)
+    assert 'geom_friction' not in pool  # what is as the model has it is not copied
 
 
 @pytest.mark.parametrize('config', [

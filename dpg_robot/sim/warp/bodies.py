@@ -125,10 +125,12 @@ class ModelPool:
         :raises SpecError: if there is no such part.
         """
         self._model, self._device = copy.copy(model), device
+        given = {name: np.copy(_field(model, name)) for name in FIELDS}
         self._random = RandomModel(SimpleNamespace(model=self._model), task, config)
         drawn = self._draw(np.random.default_rng())
+        # A range may be one value: what differs from the model counts, not what varies.
         self.fields = {name: floats(values, device) for name, values in drawn.items()
-                       if (values != values[:1]).any()}
+                       if not np.allclose(values, given[name], rtol=1e-6, atol=0)}
 
     def _draw(self, rng):
         drawn = {name: [] for name in FIELDS}
