@@ -32,20 +32,20 @@ WITH_SIM = {'torch', 'onnxruntime', 'rclpy', 'tensorboard', 'matplotlib'}
 FORBIDDEN = {
     'contract': HEAVY | {'onnxruntime', 'rclpy', 'yaml', 'scipy', 'pydantic'},
     'runtime': HEAVY | {'rclpy', 'yaml', 'scipy', 'pydantic'},
-    'sim': WITH_SIM,
+    'sim': WITH_SIM, 'sim/warp': WITH_SIM - {'torch'},
     'learn': {'mujoco', 'gymnasium_robotics', 'rclpy', 'onnxruntime'},
     'bench': {'rclpy', 'onnxruntime'}}
 # And which other rooms.
 CLOSED_ROOMS = {
     'contract': {'runtime', 'sim', 'learn', 'nodes'}, 'runtime': {'sim', 'learn', 'nodes'},
-    'sim': {'runtime', 'learn', 'nodes'}, 'learn': {'runtime', 'sim', 'nodes'},
-    'bench': {'runtime', 'nodes'}}
+    'sim': {'runtime', 'learn', 'nodes'}, 'sim/warp': {'runtime', 'learn', 'nodes'},
+    'learn': {'runtime', 'sim', 'nodes'}, 'bench': {'runtime', 'nodes'}}
 
 
 def modules_of(room):
     """Return the names of all modules of a folder of the package."""
-    return sorted(f'dpg_robot.{room}.{path.stem}' for path in (PACKAGE / room).glob('*.py')
-                  if path.stem != '__init__')
+    return sorted(f'dpg_robot.{room.replace("/", ".")}.{path.stem}'
+                  for path in (PACKAGE / room).glob('*.py') if path.stem != '__init__')
 
 
 def loaded_after(*modules):
@@ -96,7 +96,7 @@ def imports_of(path):
     return names
 
 
-@pytest.mark.parametrize('room', ['.', 'contract', 'runtime', 'sim', 'learn'])
+@pytest.mark.parametrize('room', ['.', 'contract', 'runtime', 'sim', 'sim/warp', 'learn'])
 def test_nothing_outside_nodes_imports_nodes(room):
     files = list((PACKAGE / room).glob('*.py'))
     assert files

@@ -49,7 +49,7 @@ NUM_DISTURBANCES = 8
 # all worlds.
 UNSEEN_MEMORY, UNSEEN_ROUNDS = 2000, 20
 VARIANCE_HIDDEN = (64, 64)
-# Of the mean variance: no transition counts more than twenty times the average one.
+# Of the mean variance: no transition counts more than 21 times one of mean variance.
 LEAST_VARIANCE = 0.05
 
 

@@ -40,7 +40,7 @@ class WorldConfig:
     """Which task, which reward, and how noisy.
 
     :param task: its name; ``dpg-robot tasks`` lists them all.
-    :param reward: 'dense'; a task with a goal may have 'sparse', too.
+    :param reward: 'dense'; tasks with a goal, and adroit_door, have 'sparse', too.
     :param noise: what is noisy about it.
     :param dead_actuators: so many actuators that move nothing are appended to the task's own.
     :param robot: the robot of a task that needs one: ``reach`` or ``track``.
