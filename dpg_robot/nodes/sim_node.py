@@ -205,7 +205,8 @@ class SimNode(Node):
                 self.get_logger().info(
                     f'the last state is held: {robot.num_episodes} episodes have ended{won}')
         level = 'WARN' if self._bad_command or robot.state in ('waiting', 'safe') else 'OK'
-        self._diagnostics.publish(level, self._bad_command or _MEANINGS[robot.state], {
+        meaning = _MEANINGS['refused' if robot.is_refused else robot.state]
+        self._diagnostics.publish(level, self._bad_command or meaning, {
             'state': robot.state, 'task': robot.spec.task,
             'control_rate_hz': 1.0 / self._pacer.period_s, 'achieved_rate_hz': self._rate_hz,
             'episodes': robot.num_episodes, 'successes': robot.num_successes,
@@ -217,7 +218,9 @@ class SimNode(Node):
 
 
 _MEANINGS = {
-    'waiting': 'waiting for a command', 'driven': 'commands arrive',
+    'waiting': 'waiting for a command',
+    'refused': 'waiting for another command than the safe one: does the policy refuse this state?',
+    'driven': 'commands arrive',
     'safe': 'commands stopped: the safe one acts', 'ended': 'ended: waiting for a reset'}
 
 

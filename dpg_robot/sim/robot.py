@@ -111,6 +111,13 @@ class SimulatedRobot:
             is_first = self.num_steps == self.num_safe_steps  # nothing was commanded before
             self._before, self._changes_left = None, 0 if is_first else self._longest_change
 
+    @property
+    def is_refused(self) -> bool:
+        """Return whether an episode waits since all that comes is the safe command."""
+        with self._lock:
+            return self.state == 'waiting' and not self._begun and np.array_equal(
+                self._command, self._first) and None not in self._ticks_since.values()
+
     def give_command(self, topic: str, values: np.ndarray) -> None:
         """Take a command, in physical units, for the elements of one topic; from any thread."""
         with self._lock:

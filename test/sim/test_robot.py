@@ -56,12 +56,14 @@ def test_it_waits_for_the_first_command():
     for _ in range(3):
         assert robot.tick() is None
     assert (robot.state, world.actions, world.seeds) == ('waiting', [], [5])
+    assert not robot.is_refused  # nobody is there
     assert robot.observation.tolist() == [0.0] * 6
     command(robot, 0.0, 0.0, 0.0)  # the safe command: nobody drives yet
     robot.tick()
-    assert (robot.state, world.actions) == ('waiting', [])
+    assert (robot.state, world.actions, robot.is_refused) == ('waiting', [], True)
     command(robot, 0.1, 0.2, 0.3)
     robot.tick()
+    assert not robot.is_refused
     assert (robot.state, world.actions) == ('driven', [[0.1, 0.2, 0.3]])
     assert robot.observation.tolist() == [1.0] * 6
 
