@@ -131,8 +131,8 @@ def collect(config: ExperimentConfig) -> Collection:
     data = Batch(*(x[:replay.size].clone() for x in replay.data))
     target = one_step_target(config.learner, learner.policy.norm, learner.value_target,
                              data.reward, data.next_obs, data.terminated)
-    return Collection(data, torch.as_tensor(np.concatenate(envs.executed), dtype=torch.float32),
-                      target, envs.states, torch.as_tensor(envs.rows),
+    return Collection(data, torch.as_tensor(envs.executed).flatten(0, 1), target,
+                      envs.states, torch.as_tensor(envs.rows),
                       learner.policy.state_dict(), learner.value_target.state_dict())
 
 
@@ -145,15 +145,18 @@ class _Recorder(VectorWrapper):
         self.first = rounds // 4
         wanted = NUM_STATES_KEPT / envs.num_envs
         self.every = max(1, int((rounds - self.first) / wanted))
-        self.executed, self.states, self.rows = [], [], []
+        # One array: a small one of each round, kept, would cut gigabytes of the heap to pieces.
+        self.executed = np.empty((rounds, *envs.action_space.shape), np.float32)
+        self.num_done, self.states, self.rows = 0, [], []
 
     def step(self, actions):
-        done = len(self.executed)
+        done = self.num_done
         if done >= self.first and (done - self.first) % self.every == 0:
             self.states += [state['task'] for state in self.get_attr('state')]
             self.rows += range(done * self.num_envs, (done + 1) * self.num_envs)
         result = self.env.step(actions)
-        self.executed.append(_executed(result[-1], actions.shape))
+        self.executed[done] = _executed(result[-1], actions.shape)
+        self.num_done += 1
         return result
 
     def get_attr(self, name):
