@@ -59,6 +59,9 @@ class CommandLimiter:
         self._control_dt = spec.control_dt
         self._rate, acceleration = gather('rate_limit', np.inf), gather(
             'acceleration_limit', np.inf)
+        # From end to end [s], from rest to rest; 0 where nothing is limited.
+        span = self.upper - self.lower
+        self.longest_change_s = float((span / self._rate + 2 * np.sqrt(span / acceleration)).max())
         self._has_rate, self._brakes_at = np.isfinite(self._rate), np.isfinite(acceleration)
         self.velocity = np.zeros(spec.action_dim)
         self._brakes = _Brakes(self._rate, acceleration, spec.control_dt, self.velocity) \

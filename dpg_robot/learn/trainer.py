@@ -222,7 +222,7 @@ class Trainer:
                 if logs or self.finished:
                     try:
                         self._log(metrics, log, on_progress)
-                    except OSError:  # a full disk may have room for a checkpoint, and often has
+                    except OSError:  # where the log cannot be written, a checkpoint may
                         self.save()
                         raise
                 if saves:

@@ -296,14 +296,15 @@ class TrainerNode(Node):
 
     def _is_of_this_training(self, path):
         from dpg_robot.runtime.onnx_policy import OnnxPolicy  # loads a library; seldom needed
-        with contextlib.suppress(SpecError):
-            training = OnnxPolicy(path).spec.training
-            card = path.with_suffix('.md')
-            if not card.exists() or read_sealed(path)[1] not in card.read_text(errors='replace'):
-                return False  # it was cut short between the two
-            return (training.estimator, training.seed, training.world) == (
-                self._config.active.estimator, self._config.trainer.seed,
-                dump(self._config.world))
+        with contextlib.suppress(SpecError, FileNotFoundError):
+            policy = OnnxPolicy(path)
+            training = policy.spec.training
+            card = path.with_suffix('.md').read_text(errors='replace')
+            # An export that was cut short has another card, or none.
+            return policy.content_hash in card and (
+                training.estimator, training.seed, training.world) == (
+                    self._config.active.estimator, self._config.trainer.seed,
+                    dump(self._config.world))
         return False
 
     def _already(self):

@@ -71,10 +71,14 @@ class SimulatedRobot:
         self._world, self._episodes = world, episodes
         self._auto_reset, self._wait_for_command = auto_reset, wait_for_command
         # Not a number for an element that holds its last command.
-        self._safe = CommandLimiter(self.spec).safe()
+        limiter = CommandLimiter(self.spec)
+        self._safe = limiter.safe()
         self._command = self._safe.copy()
         self._groups = group_by_topic(self.spec.action)
-        self._longest_change = wait_for_command * _longest_change(self.spec)
+        self._longest_change = 0
+        if wait_for_command and limiter.longest_change_s:
+            periods = math.ceil(limiter.longest_change_s * self.spec.control_rate_hz)
+            self._longest_change = periods + 2
         self._hold_ticks = math.ceil(hold_s * self.spec.control_rate_hz - 1e-9)
         self._lock = threading.Lock()
         self.num_steps = self.num_safe_steps = self.num_late_commands = 0
@@ -115,8 +119,8 @@ class SimulatedRobot:
     def is_refused(self) -> bool:
         """Return whether an episode waits since all that comes is the safe command."""
         with self._lock:
-            return self.state == 'waiting' and not self._begun and np.array_equal(
-                self._command, self._first) and None not in self._ticks_since.values()
+            return self.state == 'waiting' and None not in self._ticks_since.values() \
+                and np.array_equal(self._command, self._first)
 
     def give_command(self, topic: str, values: np.ndarray) -> None:
         """Take a command, in physical units, for the elements of one topic; from any thread."""
@@ -181,16 +185,3 @@ class SimulatedRobot:
         else:
             self.state = 'ended'
         return result
-
-
-def _longest_change(spec):
-    """Return how many periods commands may take from end to end; 0 where none is limited."""
-    seconds = 0.0
-    for term in spec.action:
-        accelerations = term.acceleration_limit or (None,) * term.size
-        for lower, upper, rate, acceleration in zip(
-                term.lower, term.upper, term.rate_limit, accelerations):
-            span = upper - lower
-            ramp = 2 * math.sqrt(span / acceleration) if acceleration else 0.0
-            seconds = max(seconds, (span / rate if rate else 0.0) + ramp)
-    return math.ceil(seconds * spec.control_rate_hz) + 2 if seconds else 0
