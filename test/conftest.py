@@ -14,6 +14,7 @@
 
 """Every test run gets its own corner of the ROS network, and strict messages."""
 
+import fcntl
 import importlib.util
 import os
 
@@ -36,17 +37,31 @@ NOT_REAL_TIME = ('nodes/test_trainer_node.py',)
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Put tests in real time last; with '-n', these in one process, others by the file."""
-    here = Path(__file__).parent
-
-    def group(item):
-        file = item.path.relative_to(here).as_posix()
-        timed = file.startswith(REAL_TIME) and file not in NOT_REAL_TIME
-        return 'real time' if timed else file
-
-    items.sort(key=lambda item: group(item) == 'real time')
+    items.sort(key=_is_timed)
     if config.getoption('dist', 'no') == 'loadgroup':
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(group(item)))
+            group = 'real time' if _is_timed(item) else _file(item)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Run a test in real time beside no other, of whichever process."""
+    with open(__file__) as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX if _is_timed(item) else fcntl.LOCK_SH)
+        try:
+            return (yield)
+        finally:  # closing alone would leave it to a process forked meanwhile
+            fcntl.flock(turn, fcntl.LOCK_UN)
+
+
+def _is_timed(item):
+    file = _file(item)
+    return file.startswith(REAL_TIME) and file not in NOT_REAL_TIME
+
+
+def _file(item):
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 @pytest.fixture(scope='session', autouse=True)
