@@ -48,26 +48,6 @@ NUM_DISTURBANCES = 8
 # Shares, and the certainty of each action element, rest on so many new transitions, and rounds of
 # all worlds.
 UNSEEN_MEMORY, UNSEEN_ROUNDS = 2000, 20
-VARIANCE_HIDDEN = (64, 64)
-# Of the mean variance: no transition counts more than 21 times one of mean variance.
-LEAST_VARIANCE = 0.05
-
-
-class Critic(EnsembleMLP):
-    """Several critics of the advantage and, if asked for, one network of its variance."""
-
-    def __init__(self, in_dim: int, hidden: tuple[int, ...], num_members: int, varies: bool):
-        """Create the critics.
-
-        :param varies: whether the variance of what they are fitted to is learned as well.
-        """
-        super().__init__(in_dim, hidden, 1, num_members)
-        self.log_variance = EnsembleMLP(in_dim, VARIANCE_HIDDEN, 1) if varies else None
-
-    def variance(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the target's variance, given states and actions, shape (B,)."""
-        variance = self.log_variance(x)[0, :, 0].clamp(-10, 10).exp()
-        return variance + LEAST_VARIANCE * variance.detach().mean()
 
 
 class ActionGradient(nn.Module):
@@ -100,8 +80,7 @@ class ActionGradient(nn.Module):
         name, state_action = config.estimator, obs_dim + action_dim
         self.guides = self._guides()
         check_outcome('learner', name, config.outcome)
-        self.critic = Critic(state_action, config.hidden, config.num_critics,
-                             config.inverse_variance)
+        self.critic = EnsembleMLP(state_action, config.hidden, 1, config.num_critics)
         self.register_buffer('scale', torch.tensor(0.0))
         self.scale_rate = SCALE_RATE
         outcome_dim = {'state': obs_dim + 1, 'achieved_goal': len(self.places),
@@ -287,9 +266,6 @@ class ActionGradient(nn.Module):
     def _advantages(self, obs, action):
         return self.critic(torch.cat([obs, self._weighed(action)], -1))[..., 0]
 
-    def _variance(self, obs, action):
-        return self.critic.variance(torch.cat([obs, self._weighed(action)], -1))
-
     def _weighed(self, action):
         # y is a function of s and the outcome: neither Q nor G depends on an element that the
         # outcome does not depend on, with which the networks could only fit noise.
@@ -368,11 +344,7 @@ class ActionGradient(nn.Module):
         q = self._advantages(obs, action)
         if metrics is not None:
             metrics['critic/residual'] = (target - q.detach().mean(0)).square().mean().sqrt()
-        errors = (q - target).square()
-        if self.config.inverse_variance:  # twice the likelihood of N(y; q, variance)
-            variance = self._variance(obs, action)
-            errors = errors / variance + variance.log()
-        return errors.mean(1).sum()
+        return (q - target).square().mean(1).sum()
 
     def _gradient_loss(self, obs, action, sample, metrics):
         guess = self._amortised(obs, action)
@@ -380,10 +352,7 @@ class ActionGradient(nn.Module):
             metrics |= self._describe_gradient(guess.detach().mean(0), sample)
         if not self.on_disturbance:
             return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
-        errors = regression_error(guess, sample).square()
-        if self.config.inverse_variance:
-            errors = errors / self._variance(obs, action).detach()
-        return errors.mean(1).sum()
+        return regression_error(guess, sample).square().mean(1).sum()
 
     @torch.no_grad()
     def _describe_gradient(self, own, sample):

@@ -43,9 +43,6 @@ class GradientConfig:
         the ``state``, see each element of the action by how certain it is that the outcome
         depends on it at all: for a robot many of whose actuators do nothing, and for no other
         (docs/benchmarks.md).
-    :param inverse_variance: fit critic and, of denoising and doubly_robust, amortised gradient by
-        the likelihood of errors whose variance depends on state and action: where y is noisy a
-        transition counts less.
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param critic_rate: step size of critics, world model and V.
     :param denoiser_rate: step size of the denoiser.
@@ -67,7 +64,6 @@ class GradientConfig:
     lean_on: str = bounded('critic', choices=('critic', 'model', 'both'))
     baseline: str = bounded('critic', choices=('critic', 'model'))
     weigh_action: bool = False
-    inverse_variance: bool = False
     num_critics: int = bounded(2, minimum=2, maximum=10)
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)

@@ -215,42 +215,6 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     torch.testing.assert_close(loss, errors.mean(1).sum())
 
 
-@pytest.mark.parametrize('estimator', ['denoising', 'doubly_robust', 'critic'])
-def test_errors_count_by_the_inverse_of_their_variance(make_gradient, random_batch, estimator):
-    gradient = make_gradient(estimator, action_dim=2, inverse_variance=True)
-    batch, seen = random_batch(40, action_dim=2), {}
-    for name, network in (('variance', gradient.critic.log_variance),
-                          ('gradient', gradient.gradient)):
-        seen[name] = []
-        if network is not None:
-            network.register_forward_pre_hook(
-                lambda module, args, name=name: seen[name].append(args[0]))
-    if estimator != 'critic':
-        asked_for(gradient)
-    samples = spy(gradient)
-    losses, _ = gradient.losses(batch, ('critic', 'gradient'), report=False)
-
-    def variance(x):
-        raw = gradient.critic.log_variance(x)[0, :, 0].exp()
-        return raw + raw.mean() / 20
-
-    x = torch.cat([batch.obs, batch.action], -1)
-    target = (gradient.target(batch) - gradient._value(batch.obs)) / gradient.scale
-    errors = (gradient.critic(x)[..., 0] - target).square() / variance(x) + variance(x).log()
-    assert torch.equal(seen['variance'][0], x)
-    torch.testing.assert_close(losses['critic'], errors.mean(1).sum())
-    if estimator != 'critic':
-        denoised = seen['gradient'][0]
-        assert torch.equal(seen['variance'][1], denoised) and not torch.equal(denoised, x)
-        guess = gradient.gradient(denoised) * gradient.denoiser.sensitivity
-        errors = regression_error(guess, samples[0]).square() / variance(denoised)
-        torch.testing.assert_close(losses['gradient'], errors.mean(1).sum())
-        losses['gradient'].backward()
-        assert all(p.grad is None for p in gradient.critic.parameters())  # it must not fade G
-    losses['critic'].backward()
-    assert all(p.grad.abs().sum() > 0 for p in gradient.critic.log_variance.parameters())
-
-
 @pytest.mark.parametrize('weigh_action', [True, False])
 @pytest.mark.parametrize('estimator, outcome', [*ON_DISTURBANCE, *ON_CORRECTIONS,
                                                 ('critic', 'state')])

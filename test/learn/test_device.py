@@ -81,7 +81,7 @@ LEARNERS = [
     ('off_policy', {'estimator': 'doubly_robust', 'lean_on': 'both', 'sigma_ratio': 2.0,
                     'drift': 0.1, 'outcome': 'achieved_goal'}),
     ('off_policy', {'route': 'inverted'}),
-    ('off_policy', {'weigh_action': True}), ('off_policy', {'inverse_variance': True}),
+    ('off_policy', {'weigh_action': True}),
     ('off_policy', {'soft_value': True, 'value_samples': 2}),
     *(('on_policy', {'estimator': name}) for name in (
         'denoising', 'doubly_robust', 'critic', 'reinforce')),

@@ -77,29 +77,6 @@ def test_fits_have_the_gradient_of_a_quadratic_reward(quick, data, names):
         assert slope_of(gradient) == pytest.approx(-2.0, abs=0.6), name
 
 
-def test_where_the_target_is_noisy_transitions_count_less(quick, data):
-    loud = torch.rand(len(data.reward)) < 0.5  # noise of 50 where s_1 is 1, else 0.05
-    obs = torch.stack([data.obs[:, 0], loud.float()], -1)
-    noise = torch.where(loud, 50.0, 0.05) * torch.randn(len(loud))
-    data = data._replace(obs=obs, reward=data.reward + noise)
-    names = 'critic', 'denoising'
-    plain, weighed = (fit(names, data, hidden=(64, 64), inverse_variance=flag)
-                      for flag in (False, True))
-    # In quiet states the truth is -2 a, and what is loud may not disturb it.
-    places = torch.stack([torch.linspace(-0.9, 0.9, 50), torch.zeros(50)], -1)
-    action = places[:, :1] / 2
-    for name in names:
-        errors = [(fits[name](places, action) + 2 * action).square().mean().sqrt()
-                  for fits in (plain, weighed)]
-        assert errors[1] < 0.6 * errors[0], name
-    weighed = weighed['critic']
-    spread = weighed.scale * weighed.critic.variance(
-        torch.cat([weighed.norm(obs), data.action], -1)).detach().sqrt()
-    assert spread[loud].mean().item() == pytest.approx(50, rel=0.2)
-    least = 50 * (0.05 / 2) ** 0.5  # of a mean variance of 50^2 / 2
-    assert spread[~loud].mean().item() == pytest.approx(least, rel=0.2)
-
-
 @pytest.mark.parametrize('names', [
     ('doubly_robust', 'critic', 'model'), ('model', 'critic'),
     ('discriminative', 'critic', 'model')])
