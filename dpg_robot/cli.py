@@ -124,7 +124,7 @@ def _add_bench_gradient(benches):
     gradient.add_argument('--seeds', type=_positive, default=3)
     gradient.add_argument('--transitions', type=_positive, default=20_000,
                           help='to fit on, in each of two replicas (default: %(default)s)')
-    gradient.add_argument('--states', type=_positive, default=60,
+    gradient.add_argument('--states', type=_positive, default=600,
                           help='where the truth is measured (default: %(default)s)')
     gradient.add_argument('--fractions', type=_positive, nargs='+', default=[4, 2, 1],
                           help='of the transitions to fit on, the newest: 4 for a quarter; all, '

@@ -76,7 +76,7 @@ class GradientBench:
     estimators: tuple[str, ...]
     transitions: int = 20_000
     seeds: int = 3
-    states: int = 60
+    states: int = 600
     pairs: int = 300
     jobs: int = 1
     fractions: tuple[int, ...] = FRACTIONS
