@@ -26,7 +26,7 @@ from dpg_robot.learn.estimators import (
     check_outcome,
     ESTIMATORS,
     lean_moments,
-    regression_error,
+    regression_loss,
     Sample,
     SCALAR_OUTCOMES,
 )
@@ -324,7 +324,8 @@ class ActionGradient(nn.Module):
         advantage = target - baseline
         # No loss leans; :meth:`per_sample`, whose estimates do, puts it in.
         lean = advantage.new_ones(len(self.guides))
-        return Sample(advantage, score, guides, disturbance, lean)
+        instrument = (denoised.residual + disturbance) / 2 if self.on_disturbance else None
+        return Sample(advantage, score, guides, disturbance, lean, instrument)
 
     def follow(self, sample: Sample, own: torch.Tensor, rate: float | torch.Tensor) -> None:
         """Let the shares follow a batch that nothing was fitted to.
@@ -352,7 +353,7 @@ class ActionGradient(nn.Module):
             metrics |= self._describe_gradient(guess.detach().mean(0), sample)
         if not self.on_disturbance:
             return (guess - self.estimator.correction(sample)).square().sum(-1).mean(1).sum()
-        return regression_error(guess, sample).square().mean(1).sum()
+        return regression_loss(guess, sample).mean(1).sum()
 
     @torch.no_grad()
     def _describe_gradient(self, own, sample):

@@ -28,6 +28,9 @@ from dpg_robot.learn.linear import solve_right
 from dpg_robot.learn.networks import EnsembleMLP
 
 FIRST_SPREAD = 0.5
+# Whether more of a scalar outcome speaks for more of the action depends on the action: one product
+# is not enough.
+SCALAR_RANK = 3
 MOMENT_RATE = 0.01
 CORRELATION_RIDGE = 0.01
 LIKELIHOOD_WEIGHT = 0.05
@@ -91,7 +94,7 @@ class Denoised(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """Least-squares denoiser of actions, with and without the outcome, in one network.
+    """Least-squares denoiser of actions, with and without the outcome.
 
     ``a~ = a + sigma * eta``; the answers are ``a_hat_o = E[a | a~, s, o]`` and
     ``a_hat = E[a | a~, s]``. By Tweedie's formula (Miyasawa 1961; Kadkhodaie and Simoncelli 2020)
@@ -105,6 +108,11 @@ class Denoiser(nn.Module):
     for Gaussian exploration of width ``spread``: another output of the network, a function of (s,
     a~), fitted by the likelihood of the residuals a - a_hat. The score's variance given (s, a~) is
     another; the correlation of its elements is an average over all data.
+
+    The outcome enters by one number for each element of the action, ``e(s, o)``: what the outcome
+    says was carried out, whatever was asked for. The answer with the outcome goes a part of the
+    way from a_hat to there, a function of (s, a~). That is exact where the world adds Gaussian
+    noise to the action. With a scalar outcome the change is a sum of a few such products.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
@@ -123,8 +131,9 @@ class Denoiser(nn.Module):
         if sigma_ratio < 1:
             raise SpecError(f'denoiser sigma_ratio must be at least 1, got {sigma_ratio}')
         self.sigma, self.log_ratio = sigma, math.log(sigma_ratio)
-        in_dim = action_dim + obs_dim + outcome_dim + 2
-        self.net = EnsembleMLP(in_dim, hidden, 4 * action_dim)
+        self.rank = SCALAR_RANK if outcome_dim == 1 else 1
+        self.prior = EnsembleMLP(action_dim + obs_dim + 1, hidden, (4 + self.rank) * action_dim)
+        self.inverse = EnsembleMLP(obs_dim + outcome_dim, hidden, self.rank * action_dim)
         self.register_buffer('correlation', torch.eye(action_dim))
         self.register_buffer('power', torch.ones(action_dim))
         self.register_buffer('unseen_power', torch.zeros(action_dim))
@@ -179,9 +188,8 @@ class Denoiser(nn.Module):
         """Return the residuals (a_hat - a~) / sigma with the outcome and without, spread, fisher.
 
         The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
-        order one at any sigma: no score has its error divided by a small sigma. What the outcome
-        changes in it is an output of its own: as the difference of two whole answers it would have
-        the errors of both, larger than itself where the policy hardly explores.
+        order one at any sigma, and the part of the way to e(s, o) in units of ``sigma^2 / (sigma^2
+        + sigma_0^2)``: no score has its error divided by a small sigma.
 
         :param noised: noised actions a~, shape (B, action_dim).
         :param sigma: their noise levels, shape (B, 1).
@@ -189,24 +197,23 @@ class Denoiser(nn.Module):
         :param outcome: normalised outcomes, shape (B, outcome_dim).
         :return: four tensors of shape (B, action_dim).
         """
-        one, level = torch.ones_like(sigma), torch.log(sigma / self.sigma)
-        with_outcome = torch.cat([noised, obs, outcome, one, level], -1)
-        without = torch.cat([noised, obs, torch.zeros_like(outcome), 0 * one, level], -1)
-        both = self.net(torch.cat([with_outcome, without]))[0]
-        gain = sigma / (sigma.square() + self.sigma ** 2) ** 0.5
-        given, null = both.chunk(2)
-        change = given.chunk(4, -1)[3]
-        null, log_spread, log_fisher, _ = null.chunk(4, -1)
+        level = torch.log(sigma / self.sigma)
+        null, log_spread, log_fisher, offset, gain, *more = self.prior(
+            torch.cat([noised, obs, level], -1))[0].chunk(4 + self.rank, -1)
+        null = null * sigma / (sigma.square() + self.sigma ** 2) ** 0.5
         spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
         fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
-        null = gain * null
-        return null + gain * change, null, spread, fisher
+        executed, *hints = self.inverse(torch.cat([obs, outcome], -1))[0].chunk(self.rank, -1)
+        change = (1 + 2 * gain) * (executed - (noised + sigma * null).detach() - offset)
+        change = change + sum(x * hint for x, hint in zip(more, hints))
+        return null + change * sigma / (sigma.square() + self.sigma ** 2), null, spread, fisher
 
     def forward(self, action: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> Denoised:
         """Noise actions afresh and denoise them.
 
-        Every sample trains both answers, which is outcome dropout with its expectation taken.
+        Every sample trains both answers: outcome dropout with its expectation taken, where the
+        mask is what the outcome changes left out.
 
         :param action: executed commands, shape (B, action_dim), in [-1, 1].
         :param obs: normalised observations, shape (B, obs_dim).

@@ -45,6 +45,7 @@ class Sample(NamedTuple):
     :param disturbance: xi = F^-1 score with F = E[score score^T | s, a], shape (B, action_dim):
         what the world added to the action, read from the outcome.
     :param lean: the coefficients c_i, shape (num_guides,); see :func:`best_lean`.
+    :param instrument: z of :func:`regression_loss`, shape (B, action_dim), where there is one.
     """
 
     advantage: torch.Tensor
@@ -52,6 +53,7 @@ class Sample(NamedTuple):
     guides: torch.Tensor
     disturbance: torch.Tensor
     lean: torch.Tensor
+    instrument: torch.Tensor | None = None
 
 
 def denoising(sample: Sample) -> torch.Tensor:
@@ -91,14 +93,30 @@ def unexplained(sample: Sample) -> torch.Tensor:
 def regression_error(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
     """Return y - b - guess . xi: how far a guess of g(s, a) is from explaining a transition.
 
-    Its mean square is least where ``E[xi xi^T] guess = E[(y - b) xi]``, which with xi = F^-1 score
-    makes the guess E[(y - b) score]. Unlike a regression on (y - b) score itself, it does not take
-    for noise what the guess explains already: it is its own control variate.
+    Unlike the distance from (y - b) score, it does not take for noise what the guess explains
+    already: it is its own control variate.
 
     :param guess: shape (num_members, B, action_dim).
     :return: shape (num_members, B).
     """
     return sample.advantage - (guess * sample.disturbance).sum(-1)
+
+
+def regression_loss(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
+    """Return the squares of :func:`regression_error`, of which descent solves for the instrument.
+
+    The gradient is that of a loss whose fixed point is ``E[(y - b - guess . xi) z | s, a] = 0``.
+    With z = xi, that would be least squares: the guess E[(y - b) score], if xi = F^-1 score. With
+    z = a - a_hat, the noise that was put into the action and taken out again without the outcome,
+    it is right also where xi has errors that y depends on, but rests on less. The instrument is
+    the mean of both.
+
+    :param guess: shape (num_members, B, action_dim).
+    :return: shape (num_members, B).
+    """
+    error = regression_error(guess, sample).detach()
+    moved = error * (guess * sample.instrument).sum(-1)
+    return error.square() - 2 * (moved - moved.detach())
 
 
 def lean_moments(sample: Sample, weight: torch.Tensor | float = 1.0) -> torch.Tensor:

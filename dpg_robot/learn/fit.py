@@ -33,19 +33,20 @@ from dpg_robot.learn.networks import RunningNorm, set_products
 from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch, hold_out, RUN
 
-FIRST_STEPS, GRADIENT_STEPS = 6000, 3000
+NUM_STEPS = 6000
 CHECK_EVERY = 250
 BATCH_SIZE = 256
 FINAL_RATE = 0.03
-WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.1, 'denoiser': 0.0, 'model': 0.0}
-CRITIC_RATE = 1e-3
+WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.3, 'denoiser': 0.0, 'model': 0.0}
+RATE = 1e-3  # of critics and amortised gradients
 NUM_CRITICS, NUM_GRADIENTS = 4, 3
 HELD_OUT_EVERY = 10
 NUM_DRAWS = 10  # of denoising noise, to average over
 # What a fit has in place of the learner's settings.
-SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': CRITIC_RATE, 'num_critics': NUM_CRITICS,
-            'num_gradients': NUM_GRADIENTS, 'weight_decay': WEIGHT_DECAY}
-REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_weight_decay')
+SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': RATE, 'gradient_rate': RATE,
+            'num_critics': NUM_CRITICS, 'num_gradients': NUM_GRADIENTS,
+            'weight_decay': WEIGHT_DECAY}
+REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_rate', 'gradient_weight_decay')
 
 
 def check_fit(names: Sequence[str], num_transitions: int, parts: int = 1) -> None:
@@ -78,7 +79,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
     """
     check_fit(names, len(data.reward))
     data = data._replace(held_out=hold_out(torch.arange(len(data.reward)), HELD_OUT_EVERY))
-    config = replace(config, critic_rate=CRITIC_RATE, num_critics=NUM_CRITICS,
+    config = replace(config, critic_rate=RATE, gradient_rate=RATE, num_critics=NUM_CRITICS,
                      num_gradients=NUM_GRADIENTS)
     dims, fits = (data.obs.shape[1], data.action.shape[1]), {}
     for name in names:
@@ -101,8 +102,7 @@ def fit_gradient(config: LearnerConfig, names: Sequence[str], data: Batch, polic
             if key in shared:
                 setattr(fit, network, shared[key])
             else:
-                num_steps = GRADIENT_STEPS if network == 'gradient' else FIRST_STEPS
-                _fit(fit, network, data, num_steps, seed)
+                _fit(fit, network, data, seed)
                 shared[key] = getattr(fit, network)
                 if network == 'denoiser':
                     _take_moments(fit, data)
@@ -120,7 +120,7 @@ def _kind(network, name, fit):
     return name if network == 'gradient' and not fit.on_disturbance else ''
 
 
-def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: int) -> None:
+def _fit(fit: ActionGradient, network: str, data: Batch, seed: int) -> None:
     """Train one network, the others as they are, and keep its best parameters."""
     torch.manual_seed(seed)
     module = getattr(fit, network)
@@ -129,11 +129,11 @@ def _fit(fit: ActionGradient, network: str, data: Batch, num_steps: int, seed: i
     group['weight_decay'] = WEIGHT_DECAY[network]
     optimizer = torch.optim.AdamW([group], fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, num_steps, group['lr'] * FINAL_RATE)
+        optimizer, NUM_STEPS, group['lr'] * FINAL_RATE)
     rows = torch.arange(len(data.reward))
     unseen, rows = _unseen(data), rows[data.held_out == 0]
     least, best = float('inf'), None
-    for step in range(1, num_steps + 1):
+    for step in range(1, NUM_STEPS + 1):
         chosen = rows[torch.randint(len(rows), (BATCH_SIZE,))]
         loss = fit.train().losses(
             _rows(data, chosen), (network,), report=False)[0][network]

@@ -100,40 +100,47 @@ def linear_gaussian():
     return LinearGaussian
 
 
-class ExactNet(torch.nn.Module):
-    """What a perfect denoiser's network would say; the last inputs are mask and noise level.
+class ExactPrior(torch.nn.Module):
+    """What a perfect denoiser would say without the outcome, and of what the outcome is worth.
 
     ``world.tau`` and ``world.nu`` hold at any noise level; ``world.sigma`` is the level 0. The
-    observation begins with mu, the outcome with o. ``error`` is added to what the outcome
-    changes.
+    observation begins with mu. ``error`` is added to where e(s, o) is expected.
     """
 
-    def __init__(self, world, action_dim, obs_dim, outcome_dim):
+    def __init__(self, world, action_dim, obs_dim, num_more):
         super().__init__()
-        self.world, self.sizes = world, (action_dim, obs_dim, outcome_dim, 1, 1)
-        self.error = 0.0
+        self.world, self.sizes, self.error = world, (action_dim, obs_dim, 1), 0.0
+        self.num_more = num_more
 
     def forward(self, x):
-        noised, mu, outcome, mask, level = x.split(self.sizes, -1)
-        mu, outcome = mu[:, :noised.shape[1]], outcome[:, :noised.shape[1]]
+        noised, mu, level = x.split(self.sizes, -1)
+        mu = mu[:, :noised.shape[1]]
         sigma = self.world.sigma * level.exp()
         world = self.world._replace(sigma=sigma)
-        null = world.denoise(noised, mu)
-        gain = (sigma ** 2 + self.world.sigma ** 2) ** 0.5 / sigma ** 2
-        change = (world.denoise_given(noised, mu, outcome) - null) * gain + self.error
+        null = (world.denoise(noised, mu) - noised) \
+            * (sigma ** 2 + self.world.sigma ** 2) ** 0.5 / sigma ** 2
         spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
         fisher = torch.log(world.fisher * self.world.sigma ** 2).expand_as(noised)
-        half = len(x) // 2
-        self.seen, self.sigma = noised[:half], sigma[:half]
-        answer = torch.cat([(null - noised) * gain, spread, fisher, change], -1)
-        # Only the last output is for a question with the outcome, the others are for one without.
-        last = torch.arange(4).repeat_interleave(noised.shape[1]) == 3
-        return torch.where(last == mask.bool(), answer, torch.nan)[None]
+        # The part of the way, world.posterior_var / world.outcome_var.
+        gain = world.posterior_var / world.outcome_var * (1 + self.world.sigma ** 2 / sigma ** 2)
+        self.seen, self.sigma = noised, sigma
+        offset = torch.full_like(noised, self.error)
+        gain = (gain.expand_as(noised) - 1) / 2
+        more = noised.new_zeros(len(noised), self.num_more)
+        return torch.cat([null, spread, fisher, offset, gain, more], -1)[None]
+
+
+def _make_exact(denoiser, world, action_dim, obs_dim):
+    num_more = (denoiser.rank - 1) * action_dim
+    denoiser.prior = ExactPrior(world, action_dim, obs_dim, num_more)
+    denoiser.inverse.forward = lambda x: torch.nn.functional.pad(
+        x[None, :, obs_dim:obs_dim + action_dim], (0, num_more))
 
 
 @pytest.fixture
-def exact_net():
-    return ExactNet
+def make_exact():
+    """Give a denoiser the answers of a perfect one, where the outcome begins with o."""
+    return _make_exact
 
 
 def _make_gradient(estimator='doubly_robust', obs_dim=2, action_dim=1, achieved_goal=(),

@@ -66,14 +66,14 @@ def test_closed_form_satisfies_bayes_and_tweedie_at_the_denoised_action(linear_g
 
 @pytest.mark.parametrize('ratio', [1.0, 3.0])
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_exact_answers_give_the_exact_score(linear_gaussian, exact_net, sigma, ratio):
+def test_exact_answers_give_the_exact_score(linear_gaussian, make_exact, sigma, ratio):
     world, num = linear_gaussian(sigma=sigma), 20_000
     mu = torch.randn(num, 2) * 0.3
     action, outcome = world.draw(num, mu, 2)
     denoiser = Denoiser(2, 2, 2, (4,), sigma, ratio)
-    denoiser.net = exact_net(world, 2, 2, 2)
+    make_exact(denoiser, world, 2, 2)
     got = denoiser(action, mu, outcome)
-    noised, each = denoiser.net.seen, world._replace(sigma=denoiser.net.sigma)
+    noised, each = denoiser.prior.seen, world._replace(sigma=denoiser.prior.sigma)
 
     # The noise has the size that the network was told; to four standard errors.
     added = (noised - action) / each.sigma
@@ -100,34 +100,51 @@ def test_the_answer_with_the_outcome_is_the_one_without_and_what_that_changes():
     told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
     others = denoiser.answers(noised, sigma, obs, -outcome)
     assert torch.equal(null, others[1]) and not torch.equal(told, others[0])
-    denoiser.net.forward = lambda x: torch.cat([
-        torch.full((1, 5, 12), 0.5), torch.full((1, 5, 12), 0.7)], 1)
+    denoiser.prior.forward = lambda x: torch.tensor(
+        [0.7, 0.0, 0.0, 0.3, 1.0]).repeat_interleave(3).expand(1, 5, 15)
+    denoiser.inverse.forward = lambda x: torch.full((1, 5, 3), 2.0)
     told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
-    gain = sigma / (sigma.square() + 0.2 ** 2).sqrt()
-    torch.testing.assert_close(null, 0.7 * gain.expand(5, 3))
-    torch.testing.assert_close(told, 1.2 * gain.expand(5, 3))
+    expected = 0.7 * sigma / (sigma.square() + 0.2 ** 2).sqrt()
+    torch.testing.assert_close(null, expected.expand(5, 3))
+    way = 2.0 - 0.3 - (noised + sigma * expected)
+    part = (1 + 2 * 1.0) * sigma.square() / (sigma.square() + 0.2 ** 2)
+    torch.testing.assert_close(told, expected + part * way / sigma)
+
+
+def test_what_a_scalar_outcome_changes_is_a_sum_of_products():
+    denoiser = Denoiser(2, 3, 1, (8,), 0.2)
+    noised, sigma, obs, outcome = (torch.randn(5, n) for n in (3, 1, 2, 1))
+    sigma = sigma.exp()
+    answers = torch.tensor([0.0, 0.0, 0.0, 0.3, 1.0, 0.4, -0.6]).repeat_interleave(3)
+    denoiser.prior.forward = lambda x: answers.expand(1, 5, 21)
+    denoiser.inverse.forward = lambda x: torch.tensor(
+        [2.0, 5.0, 7.0]).repeat_interleave(3).expand(1, 5, 9)
+    told, null, *_ = denoiser.answers(noised, sigma, obs, outcome)
+    change = 3.0 * (2.0 - 0.3 - noised) + 0.4 * 5.0 - 0.6 * 7.0
+    torch.testing.assert_close(told - null, change * sigma / (sigma.square() + 0.2 ** 2))
 
 
 @pytest.mark.parametrize('sigma', SIGMAS)
-def test_explained_share_of_the_posterior_variance(linear_gaussian, exact_net, sigma):
+def test_explained_share_of_the_posterior_variance(linear_gaussian, make_exact, sigma):
     world = linear_gaussian(sigma=sigma)
     denoiser = Denoiser(1, 1, 1, (4,), sigma)
-    denoiser.net = exact_net(world, 1, 1, 1)
+    make_exact(denoiser, world, 1, 1)
     action, outcome = world.draw(100_000)
     explained = denoiser(action, torch.zeros_like(action), outcome).explained
     expected = world.posterior_var / world.outcome_var  # 1 - Var[a | a~, o] / Var[a | a~]
     assert explained.item() == pytest.approx(expected, rel=0.03)
 
 
-def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian, exact_net):
+def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian, make_exact):
     world = linear_gaussian()
     denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
-    denoiser.net = exact_net(world, 1, 1, 1)
-    exact = denoiser.net.forward
+    make_exact(denoiser, world, 1, 1)
+    exact = denoiser.answers
 
-    def doubled(x):
-        return exact(x) * torch.tensor([1.0, 1.0, 1.0, 2.0])
-    denoiser.net.forward = doubled
+    def doubled(*question):
+        given, null, *rest = exact(*question)
+        return 2 * given - null, null, *rest
+    denoiser.answers = doubled
     action, outcome = world.draw(100_000)
     calibration = denoiser(action, torch.zeros_like(action), outcome).calibration
     assert calibration.item() == pytest.approx(0.5, rel=0.05)
@@ -136,17 +153,17 @@ def test_calibration_is_half_where_the_score_is_twice_too_large(linear_gaussian,
 def test_spread_is_the_geometric_mean_over_the_batch():
     denoiser, log_spread = Denoiser(1, 1, 1, (4,), 0.2), torch.tensor([[1.5], [-0.5]])
     # What is observed is the log of the spread, the second output.
-    denoiser.net.forward = lambda x: x[:, 1:2] * torch.tensor([[0.0, 1.0, 0.0, 0.0]])[None]
+    denoiser.prior.forward = lambda x: (x[:, 1:2] * torch.eye(7)[1])[None]
     zeros = torch.zeros(2, 1)
     got = denoiser(zeros, log_spread, zeros).spread
     torch.testing.assert_close(got, torch.tensor([FIRST_SPREAD * math.exp(0.5)]))
 
 
 def test_loss_is_least_squares_and_the_likelihoods_of_spread_and_fisher(
-        linear_gaussian, exact_net):
+        linear_gaussian, make_exact):
     world = linear_gaussian()
     denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
-    denoiser.net = exact_net(world, 1, 1, 1)
+    make_exact(denoiser, world, 1, 1)
     action, outcome = world.draw(100_000)
     loss = denoiser(action, torch.zeros_like(action), outcome).loss.item()
     given = 1 / (1 / world.posterior_var + world.nu ** -2)
@@ -158,21 +175,22 @@ def test_loss_is_least_squares_and_the_likelihoods_of_spread_and_fisher(
 
 @pytest.mark.parametrize('level', [0.01, 0.1, 1.0])
 def test_an_error_of_the_network_does_not_blow_up_at_small_noise(
-        linear_gaussian, exact_net, level):
+        linear_gaussian, make_exact, level):
     world, error = linear_gaussian(), 0.1
     denoiser = Denoiser(1, 1, 1, (4,), world.sigma)
-    denoiser.net = exact_net(world, 1, 1, 1)
+    make_exact(denoiser, world, 1, 1)
     action, outcome = (x.double() for x in world.draw(100))
     sigma = torch.full_like(action, level * world.sigma)
     scores = []
     for added in (0.0, error):
-        denoiser.net.error = added
+        denoiser.prior.error = added
         given, null, spread, _ = denoiser.answers(action, sigma, 0 * action, outcome)
         scores.append(sigma * (given - null) * (sigma ** -2 + spread ** -2))
     difference = scores[1] - scores[0]
-    assert difference.min() > 0
-    # The score's own scale is 1 / sigma_0 at most.
-    assert difference.max() <= 1.5 * error / world.sigma
+    expected = -error / world._replace(sigma=level * world.sigma).outcome_var
+    assert abs(expected) < error / world.nu ** 2  # whatever sigma is
+    torch.testing.assert_close(difference, torch.full_like(difference, expected),
+                               rtol=1e-3, atol=0.0)
 
 
 class Shaken:
@@ -196,18 +214,25 @@ class Shaken:
         shake = torch.randn(num, 2) @ torch.linalg.cholesky(self.noise).T
         return action, torch.zeros(num, 1), action + self.world.nu * shake
 
-    def net(self, x):
-        noised, _, outcome, _, _ = x.split((2, 1, 2, 1, 1), -1)
+    def prior(self, x):
+        noised = x[:, :2]
         denoised = self.world.denoise(noised, 0.0)
-        shift = self.world.posterior_var * (outcome - denoised) @ self.fisher
-        null, change = (x * 2 ** 0.5 / self.world.sigma for x in (denoised - noised, shift))
+        null = (denoised - noised) * 2 ** 0.5 / self.world.sigma
         spread = torch.full_like(noised, math.log(self.world.tau / FIRST_SPREAD))
         fisher = torch.log(self.fisher.diagonal() * self.fisher_errors * self.world.sigma ** 2)
-        return torch.cat([null, spread, fisher.expand_as(noised), change], -1)[None]
+        # Half of the way to twice the shift.
+        offset = 2 * self.shift(denoised) - denoised
+        return torch.cat([null, spread, fisher.expand_as(noised), offset, 0 * noised], -1)[None]
+
+    def inverse(self, x):
+        return 2 * self.shift(x[None, :, 1:])
+
+    def shift(self, outcome):
+        return self.world.posterior_var * outcome @ self.fisher
 
     def denoiser(self):
         denoiser = Denoiser(1, 2, 2, (4,), self.world.sigma)
-        denoiser.net.forward = self.net
+        denoiser.prior.forward, denoiser.inverse.forward = self.prior, self.inverse
         for _ in range(600):
             denoiser(*self.draw(512))
         return denoiser.eval()
@@ -325,12 +350,15 @@ def test_errors_of_the_score_do_not_count_as_its_power(linear_gaussian):
     denoiser = shaken.denoiser().train()
     error = torch.tensor([0.0, 0.6])
 
-    def erring(x):
+    exact = denoiser.answers
+
+    def erring(*question):
         # One error of the answer without the outcome, and one of what the outcome changes.
-        null, *rest, change = shaken.net(x).chunk(4, -1)
-        null, change = (answer + error * torch.randn_like(answer) for answer in (null, change))
-        return torch.cat([null, *rest, change], -1)
-    denoiser.net.forward = erring
+        given, null, *rest = exact(*question)
+        change = given - null + error * torch.randn_like(null)
+        null = null + error * torch.randn_like(null)
+        return null + change, null, *rest
+    denoiser.answers = erring
     denoiser.moment_rate = 1.0
     score = denoiser(*shaken.draw(400_000)).score
     fisher = shaken.fisher.diagonal()

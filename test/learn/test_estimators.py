@@ -23,6 +23,7 @@ from dpg_robot.learn.estimators import (
     lean_moments,
     MAX_LEAN,
     regression_error,
+    regression_loss,
     reinforce,
     RIDGE,
     Sample,
@@ -342,6 +343,41 @@ def regress(sample):
     error = regression_error(guess.expand(1, len(sample.score), 2), sample)[0]
     shares = torch.linalg.solve(curve, 2 * error[:, None] * sample.disturbance, left=False)
     return guess, guess + shares
+
+
+def test_the_regression_loss_is_the_square_and_descends_along_the_instrument():
+    advantage, (xi, z, guess) = torch.randn(7), torch.randn(3, 7, 2)
+    guess = torch.stack([guess, 2 * guess]).requires_grad_()
+    sample = Sample(advantage, xi, torch.zeros(0, 7, 2), xi, torch.zeros(0), z)
+    error = (advantage - (guess * xi).sum(-1)).detach()
+    loss = regression_loss(guess, sample)
+    torch.testing.assert_close(loss.detach(), error.square())
+    loss.sum().backward()
+    torch.testing.assert_close(guess.grad, -2 * error[..., None] * z)
+    assert all(x.grad is None for x in sample)
+
+
+def test_an_instrument_is_right_where_the_disturbance_errs_with_the_target(assert_mean):
+    gradient = torch.tensor([1.0, -0.5])
+    noise, world, error = 0.3 * torch.randn(3, NUM, 2)
+    xi = noise + world + error  # whose error y depends on
+    advantage = (noise + world) @ gradient + error.sum(-1)
+
+    def solve(z):
+        moments = z.T @ xi / NUM, z.T @ advantage / NUM
+        guess = torch.linalg.solve(*moments)
+        sample = Sample(advantage, xi, torch.zeros(0, NUM, 2), xi, torch.zeros(0), z)
+        at = guess.expand(1, NUM, 2).clone().requires_grad_()
+        regression_loss(at, sample).mean().backward()
+        torch.testing.assert_close(at.grad[0].sum(0), torch.zeros(2), atol=1e-3, rtol=0.0)
+        return guess, (advantage - xi @ guess)[:, None] * z @ torch.linalg.inv(moments[0]).T
+    guess, shares = solve(noise)
+    assert_mean(guess + shares, gradient)
+    biased, shares = solve(xi)  # least squares: two parts of G, and one of ones
+    assert_mean(biased + shares, (2 * gradient + 1) / 3)
+    # The mean of both: noise counts twice as much as the rest.
+    between, shares = solve((noise + xi) / 2)
+    assert_mean(between + shares, (3 * gradient + 1) / 4)
 
 
 def leant(guides, lean):

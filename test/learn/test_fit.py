@@ -32,14 +32,13 @@ CONFIG = {'hidden': (32,), 'denoiser_hidden': (32,), 'gradient_hidden': (32,), '
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(module, 'FIRST_STEPS', 600)
-    monkeypatch.setattr(module, 'GRADIENT_STEPS', 400)
+    monkeypatch.setattr(module, 'NUM_STEPS', 600)
     monkeypatch.setattr(module, 'CHECK_EVERY', 100)
 
 
 @pytest.fixture
 def very_quick(monkeypatch):
-    for name, value in (('FIRST_STEPS', 20), ('GRADIENT_STEPS', 20), ('CHECK_EVERY', 10)):
+    for name, value in (('NUM_STEPS', 20), ('CHECK_EVERY', 10)):
         monkeypatch.setattr(module, name, value)
 
 
@@ -121,7 +120,7 @@ def test_a_fit_does_not_depend_on_what_else_is_asked_for(very_quick, data, name,
     assert torch.equal(alone, among)
 
 
-def test_each_network_has_its_own_decay_and_the_critics_their_step_size(
+def test_each_network_has_its_own_decay_and_step_size(
         very_quick, data, monkeypatch):
     groups, make = [], torch.optim.AdamW
     monkeypatch.setattr(torch.optim, 'AdamW', lambda given, **rest: (
@@ -131,7 +130,7 @@ def test_each_network_has_its_own_decay_and_the_critics_their_step_size(
              for name in ('denoiser', 'model', 'critic', 'gradient')
              if group['params'][0] is next(getattr(gradient, name).parameters())}
     assert found == {'denoiser': (5e-3, 0.0), 'model': (1e-3, 0.0), 'critic': (1e-3, 0.3),
-                     'gradient': (5e-3, 0.1)}
+                     'gradient': (1e-3, 0.3)}
     assert len(gradient.critic.weights[0]) == 4 and len(gradient.gradient.weights[0]) == 3
 
 
@@ -143,7 +142,7 @@ def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, mo
         seen.append([p.clone() for p in getattr(fit, network).parameters()])
         return next(losses)
     monkeypatch.setattr(module, '_held_out_loss', judge)
-    monkeypatch.setattr(module, 'FIRST_STEPS', 30)
+    monkeypatch.setattr(module, 'NUM_STEPS', 30)
     gradient = fit(('critic',), data)['critic']
     assert len(seen) == 3
     for kept, second, last in zip(gradient.critic.parameters(), seen[1], seen[2]):
@@ -170,7 +169,7 @@ def test_held_out_transitions_are_not_trained_on(very_quick, data):
         learner.value_target)
     # No loss is the least, so nothing can be kept.
     with pytest.raises(TypeError, match='NoneType'):
-        module._fit(gradient, 'critic', poisoned, 20, 0)
+        module._fit(gradient, 'critic', poisoned, 0)
     assert all(p.isfinite().all() for p in gradient.critic.parameters())
     assert gradient.scale.isfinite()
 

@@ -176,12 +176,12 @@ def test_truncation_bootstraps_in_the_middle_and_termination_does_not():
 MEAN, STD, GOAL = 0.1, 0.1, 0.3
 
 
-def linear_gaussian_learner(linear_gaussian, exact_net, estimator, **changes):
+def linear_gaussian_learner(linear_gaussian, make_exact, estimator, **changes):
     """Return a learner whose policy is nearly N(MEAN, STD^2), its denoiser exact, its V zero."""
     world = linear_gaussian(tau=STD, sigma=0.1, nu=0.15)
     learner = make_learner(estimator, sigma=world.sigma, min_std=0.05, outcome='state', **changes)
     if learner.denoiser is not None:
-        learner.denoiser.net = exact_net(world, 1, 2, 3)
+        make_exact(learner.denoiser, world, 1, 2)
     for network in (learner.policy.net, learner.value):
         for parameter in network.parameters():
             torch.nn.init.zeros_(parameter)
@@ -213,9 +213,9 @@ def play(learner, world, num):
 
 
 @pytest.mark.parametrize('estimator', NAMES)
-def test_gradient_through_the_recorded_eps_is_the_closed_form(linear_gaussian, exact_net,
+def test_gradient_through_the_recorded_eps_is_the_closed_form(linear_gaussian, make_exact,
                                                               estimator):
-    learner, world, bias = linear_gaussian_learner(linear_gaussian, exact_net, estimator)
+    learner, world, bias = linear_gaussian_learner(linear_gaussian, make_exact, estimator)
     data, metrics = learner.prepare(play(learner, world, 150_000))
     scale = metrics['value/residual']
     if estimator == 'critic':  # the right one
@@ -231,10 +231,10 @@ def test_gradient_through_the_recorded_eps_is_the_closed_form(linear_gaussian, e
 
 
 @pytest.mark.parametrize('lam', [0.0, 1.0])
-def test_what_comes_later_counts_through_the_outcome_of_the_step(linear_gaussian, exact_net, lam):
+def test_what_comes_later_counts_through_the_outcome_of_the_step(linear_gaussian, make_exact, lam):
     # The first action's reward comes with the second step, after a noise of its own.
     learner, world, _ = linear_gaussian_learner(
-        linear_gaussian, exact_net, 'denoising', baseline='value', lam=lam)
+        linear_gaussian, make_exact, 'denoising', baseline='value', lam=lam)
     num = 150_000
     one, two = play(learner, world, num), play(learner, world, num)
     rollout = Rollout(*(torch.cat(pair) for pair in zip(one, two)))

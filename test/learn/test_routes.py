@@ -127,12 +127,12 @@ def test_trainer_records_the_density_of_the_behaviour(tmp_path):
 BEHAVIOUR, MEAN, STD, NU, GOAL = 0.0, 0.05, 0.12, 0.15, 0.3
 
 
-def test_gradient_through_the_inverted_eps_is_the_closed_form(linear_gaussian, exact_net):
+def test_gradient_through_the_inverted_eps_is_the_closed_form(linear_gaussian, make_exact):
     # The behaviour is N(BEHAVIOUR, STD^2), the policy N(MEAN, STD^2); nothing is truncated.
     world = linear_gaussian(tau=STD, sigma=0.06, nu=NU)
     learner = make_learner('denoising', sigma=world.sigma, min_std=0.05)
     source, policy, num = learner.action_gradient, learner.policy, 200_000
-    source.denoiser.net = exact_net(world, 1, 2, 3)
+    make_exact(source.denoiser, world, 1, 2)
     source._advantages = lambda obs, a: -((a[None, :, 0] - GOAL).square()
                                           + world.outcome_var).expand(2, -1)
     for parameter in (*policy.net.parameters(), *learner.value_target.parameters()):
