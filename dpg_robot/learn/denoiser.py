@@ -212,8 +212,7 @@ class Denoiser(nn.Module):
                 outcome: torch.Tensor) -> Denoised:
         """Noise actions afresh and denoise them.
 
-        Every sample trains both answers: outcome dropout with its expectation taken, where the
-        mask is what the outcome changes left out.
+        Every sample trains both answers, which is outcome dropout with its expectation taken.
 
         :param action: executed commands, shape (B, action_dim), in [-1, 1].
         :param obs: normalised observations, shape (B, obs_dim).
