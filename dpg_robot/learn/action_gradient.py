@@ -119,7 +119,8 @@ class ActionGradient(nn.Module):
     def parameter_groups(self) -> list[dict]:
         """Return the optimiser's groups."""
         c = self.config
-        groups = [('critic', c.critic_rate, 0.0), ('denoiser', c.denoiser_rate, 0.0),
+        groups = [('critic', c.critic_rate, 0.0),
+                  ('denoiser', c.denoiser_rate, c.denoiser_weight_decay),
                   ('model', c.critic_rate, 0.0),
                   ('gradient', c.gradient_rate, c.gradient_weight_decay)]
         return [{'params': list(getattr(self, name).parameters()), 'lr': rate,

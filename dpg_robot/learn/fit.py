@@ -46,7 +46,8 @@ NUM_DRAWS = 10  # of denoising noise, to average over
 SETTINGS = {'batch_size': BATCH_SIZE, 'critic_rate': RATE, 'gradient_rate': RATE,
             'num_critics': NUM_CRITICS, 'num_gradients': NUM_GRADIENTS,
             'weight_decay': WEIGHT_DECAY}
-REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_rate', 'gradient_weight_decay')
+REPLACED = ('estimator', 'num_critics', 'num_gradients', 'gradient_rate', 'gradient_weight_decay',
+            'denoiser_weight_decay')
 
 
 def check_fit(names: Sequence[str], num_transitions: int, parts: int = 1) -> None:

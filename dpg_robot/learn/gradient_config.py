@@ -46,6 +46,7 @@ class GradientConfig:
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param critic_rate: step size of critics, world model and V.
     :param denoiser_rate: step size of the denoiser.
+    :param denoiser_weight_decay: AdamW's weight decay of the denoiser, against over-fitting.
     :param gradient_rate: step size of the amortised gradient.
     :param gradient_weight_decay: AdamW's weight decay of the amortised gradient, against
         over-fitting.
@@ -67,6 +68,7 @@ class GradientConfig:
     num_critics: int = bounded(2, minimum=2, maximum=10)
     critic_rate: float = bounded(1e-3, above=0)
     denoiser_rate: float = bounded(1e-3, above=0)
+    denoiser_weight_decay: float = bounded(1.0, minimum=0)
     gradient_rate: float = bounded(3e-4, above=0)
     gradient_weight_decay: float = bounded(3.0, minimum=0)
     num_gradients: int = bounded(2, minimum=1)

@@ -253,9 +253,10 @@ def test_every_network_but_the_slow_ones_has_its_own_step_size_and_decay(estimat
     rates = {'policy': 1e-5, 'action_gradient.critic': 2e-5, 'value': 2e-5,
              'action_gradient.model': 2e-5, 'action_gradient.denoiser': 3e-5,
              'action_gradient.gradient': 4e-5, 'log_temperature': 1e-5}
-    decays = {'action_gradient.gradient': 0.7, 'value': 0.9}
+    decays = {'action_gradient.gradient': 0.7, 'action_gradient.denoiser': 0.8, 'value': 0.9}
     learner = make_learner(estimator, policy_rate=1e-5, critic_rate=2e-5, denoiser_rate=3e-5,
                            gradient_rate=4e-5, gradient_weight_decay=0.7, value_weight_decay=0.9,
+                           denoiser_weight_decay=0.8,
                            drift=0.1)
     got = {parameter: (group['lr'], group['weight_decay'])
            for group in learner.optimizer.param_groups for parameter in group['params']}
