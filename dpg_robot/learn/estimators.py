@@ -103,20 +103,24 @@ def regression_error(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
 
 
 def regression_loss(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
-    """Return the squares of :func:`regression_error`, of which descent solves for the instrument.
+    """Return a loss of which descent solves E[(y - b - guess . xi) z | s, a] = 0.
 
-    The gradient is that of a loss whose fixed point is ``E[(y - b - guess . xi) z | s, a] = 0``.
-    With z = xi, that would be least squares: the guess E[(y - b) score], if xi = F^-1 score. With
-    z = a - a_hat, the noise that was put into the action and taken out again without the outcome,
-    it is right also where xi has errors that y depends on, but rests on less. The instrument is
-    the mean of both.
+    With z = xi it is the square of :func:`regression_error`, and the guess E[(y - b) score], if xi
+    = F^-1 score. With z = a - a_hat, the noise that was put into the action and taken out again
+    without the outcome, the guess is right also where xi has errors that y depends on, but rests
+    on less. The instrument is the mean of both.
+
+    The loss is ``(y - b)^2 - (guess . z) (2 (y - b) - guess . xi)``, least on average where the
+    equation holds, as E[xi z^T | s, a] is symmetric. Its gradient is taken as if that were so in
+    each transition: only what the guess leaves unexplained moves it.
 
     :param guess: shape (num_members, B, action_dim).
     :return: shape (num_members, B).
     """
     error = regression_error(guess, sample).detach()
-    moved = error * (guess * sample.instrument).sum(-1)
-    return error.square() - 2 * (moved - moved.detach())
+    explained = sample.advantage - error
+    moved = (guess * sample.instrument).sum(-1)
+    return sample.advantage.square() - 2 * error * moved - (explained * moved).detach()
 
 
 def lean_moments(sample: Sample, weight: torch.Tensor | float = 1.0) -> torch.Tensor:

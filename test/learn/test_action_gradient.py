@@ -20,7 +20,13 @@ import torch
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.action_gradient import UNSEEN_MEMORY, UNSEEN_ROUNDS
 from dpg_robot.learn.denoiser import DOUBT, NEGLIGIBLE
-from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments, regression_error
+from dpg_robot.learn.estimators import (
+    best_lean,
+    ESTIMATORS,
+    lean_moments,
+    regression_error,
+    regression_loss,
+)
 from dpg_robot.learn.outcome import change_and_reward
 from dpg_robot.learn.replay import Batch
 
@@ -209,7 +215,7 @@ def test_amortised_gradient_is_fitted_to_what_the_disturbance_did_where_there_is
     if (estimator, outcome) in ON_DISTURBANCE:
         if weigh_action and outcome == 'state':
             guess = guess * torch.tensor([1.0, 0.3])
-        errors = regression_error(guess * gradient.denoiser.sensitivity, sample).square()
+        errors = regression_loss(guess * gradient.denoiser.sensitivity, sample)
     else:
         errors = (guess - gradient.estimator.correction(sample)).square().sum(-1)
     torch.testing.assert_close(loss, errors.mean(1).sum())

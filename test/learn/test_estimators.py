@@ -345,16 +345,36 @@ def regress(sample):
     return guess, guess + shares
 
 
-def test_the_regression_loss_is_the_square_and_descends_along_the_instrument():
+def test_the_regression_loss_descends_along_the_instrument():
     advantage, (xi, z, guess) = torch.randn(7), torch.randn(3, 7, 2)
     guess = torch.stack([guess, 2 * guess]).requires_grad_()
     sample = Sample(advantage, xi, torch.zeros(0, 7, 2), xi, torch.zeros(0), z)
     error = (advantage - (guess * xi).sum(-1)).detach()
     loss = regression_loss(guess, sample)
-    torch.testing.assert_close(loss.detach(), error.square())
+    torch.testing.assert_close(
+        loss.detach(), advantage ** 2 - (guess * z).sum(-1).detach() * (advantage + error))
     loss.sum().backward()
     torch.testing.assert_close(guess.grad, -2 * error[..., None] * z)
     assert all(x.grad is None for x in sample)
+    square = regression_loss(guess, sample._replace(instrument=xi))
+    torch.testing.assert_close(square, error.square())
+
+
+def test_the_regression_loss_is_least_where_it_no_longer_descends():
+    noise, world = torch.linalg.qr(torch.randn(NUM, 4).double()).Q.mul(NUM ** 0.5).chunk(2, -1)
+    xi = noise + world @ torch.tensor([[0.5, 0.2], [0.0, 0.3]]).double()
+    advantage = noise[:, 0] - 2 * xi[:, 1] + torch.randn(NUM)
+    sample = Sample(advantage, xi, torch.zeros(0, NUM, 2), xi, torch.zeros(0), (noise + xi) / 2)
+
+    def loss(guess):
+        return regression_loss(guess.expand(1, NUM, 2), sample).mean()
+    moment = sample.instrument.T @ xi / NUM
+    best = torch.linalg.solve(moment, sample.instrument.T @ advantage / NUM).requires_grad_()
+    least = loss(best)
+    least.backward()
+    torch.testing.assert_close(best.grad, torch.zeros(2).double())
+    for away in torch.cat([torch.eye(2), -torch.eye(2)]).double():
+        torch.testing.assert_close(loss(best.detach() + away) - least, away @ moment @ away)
 
 
 def test_an_instrument_is_right_where_the_disturbance_errs_with_the_target(assert_mean):

@@ -131,7 +131,7 @@ def test_each_network_has_its_own_decay_and_step_size(
              if group['params'][0] is next(getattr(gradient, name).parameters())}
     assert found == {'denoiser': (5e-3, 0.0), 'model': (1e-3, 0.0), 'critic': (1e-3, 0.3),
                      'gradient': (1e-3, 0.3)}
-    assert len(gradient.critic.weights[0]) == 4 and len(gradient.gradient.weights[0]) == 3
+    assert len(gradient.critic.weights[0]) == len(gradient.gradient.weights[0]) == 4
 
 
 def test_the_best_parameters_on_unseen_transitions_are_kept(very_quick, data, monkeypatch):
