@@ -105,14 +105,19 @@ class Denoiser(nn.Module):
         grad_a_hat log p(o | s, a_hat) = Cov[a | a~, s]^-1 (a_hat_o - a_hat).
 
     The covariance is taken as diagonal, ``1 / variance = 1 / sigma^2 + 1 / spread^2``, as it is
-    for Gaussian exploration of width ``spread``: another output of the network, a function of (s,
+    for Gaussian exploration of width ``spread``: another output of ``prior``, a function of (s,
     a~), fitted by the likelihood of the residuals a - a_hat. The score's variance given (s, a~) is
     another; the correlation of its elements is an average over all data.
 
     The outcome enters by one number for each element of the action, ``e(s, o)``: what the outcome
     says was carried out, whatever was asked for. The answer with the outcome goes a part of the
-    way from a_hat to there, a function of (s, a~). That is exact where the world adds Gaussian
-    noise to the action. With a scalar outcome the change is a sum of a few such products.
+    way from a_hat to there, a function of (s, a~). That is exact for Gaussian exploration in a
+    world that adds Gaussian noise to each element. With a scalar outcome the change is a sum of a
+    few such products.
+
+    ``prior`` maps (a~, s, log(sigma / sigma_0)) to a_hat, spread, fisher, and to where and how far
+    the outcome moves a_hat; ``inverse``, a model of inverse dynamics, maps (s, o) to e, (B,
+    action_dim), in normalised action units.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, outcome_dim: int,
@@ -122,7 +127,7 @@ class Denoiser(nn.Module):
         :param sigma: standard deviation of the denoising noise, in normalised action units;
             the geometric middle of its range.
         :param sigma_ratio: each sample's sigma is drawn between ``sigma / sigma_ratio`` and
-            ``sigma * sigma_ratio``, log-uniformly, and is an input of the network.
+            ``sigma * sigma_ratio``, log-uniformly, and is an input of ``prior``.
         :raises SpecError: if sigma is not positive, or sigma_ratio below 1.
         """
         super().__init__()
@@ -187,7 +192,7 @@ class Denoiser(nn.Module):
                 outcome: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the residuals (a_hat - a~) / sigma with the outcome and without, spread, fisher.
 
-        The network predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
+        ``prior`` predicts ``(a_hat - a~) sqrt(sigma^2 + sigma_0^2) / sigma^2``, which stays of
         order one at any sigma, and the part of the way to e(s, o) in units of ``sigma^2 / (sigma^2
         + sigma_0^2)``: no score has its error divided by a small sigma.
 
@@ -198,21 +203,23 @@ class Denoiser(nn.Module):
         :return: four tensors of shape (B, action_dim).
         """
         level = torch.log(sigma / self.sigma)
-        null, log_spread, log_fisher, offset, gain, *more = self.prior(
+        null, log_spread, log_fisher, offset, gain, *gains = self.prior(
             torch.cat([noised, obs, level], -1))[0].chunk(4 + self.rank, -1)
         null = null * sigma / (sigma.square() + self.sigma ** 2) ** 0.5
         spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
         fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
-        executed, *hints = self.inverse(torch.cat([obs, outcome], -1))[0].chunk(self.rank, -1)
-        change = (1 + 2 * gain) * (executed - (noised + sigma * null).detach() - offset)
-        change = change + sum(x * hint for x, hint in zip(more, hints))
+        executed, *others = self.inverse(torch.cat([obs, outcome], -1))[0].chunk(self.rank, -1)
+        # The answer without the outcome is for its own error to move: here it is what it is.
+        innovation = executed - (noised + sigma * null).detach() - offset
+        # Half of the way at sigma_0 to begin with: products of two small factors hardly learn.
+        change = (1 + 2 * gain) * innovation + sum(x * y for x, y in zip(gains, others))
         return null + change * sigma / (sigma.square() + self.sigma ** 2), null, spread, fisher
 
     def forward(self, action: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> Denoised:
         """Noise actions afresh and denoise them.
 
-        Every sample trains both answers, which is outcome dropout with its expectation taken.
+        Every sample trains both answers.
 
         :param action: executed commands, shape (B, action_dim), in [-1, 1].
         :param obs: normalised observations, shape (B, obs_dim).

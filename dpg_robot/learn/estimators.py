@@ -45,7 +45,8 @@ class Sample(NamedTuple):
     :param disturbance: xi = F^-1 score with F = E[score score^T | s, a], shape (B, action_dim):
         what the world added to the action, read from the outcome.
     :param lean: the coefficients c_i, shape (num_guides,); see :func:`best_lean`.
-    :param instrument: z of :func:`regression_loss`, shape (B, action_dim), where there is one.
+    :param instrument: the instrumental variable z of :func:`regression_loss`, shape (B,
+        action_dim), in normalised action units; None if nothing is regressed on the disturbance.
     """
 
     advantage: torch.Tensor
@@ -106,20 +107,21 @@ def regression_loss(guess: torch.Tensor, sample: Sample) -> torch.Tensor:
     """Return a loss of which descent solves E[(y - b - guess . xi) z | s, a] = 0.
 
     With z = xi it is the square of :func:`regression_error`, and the guess E[(y - b) score], if xi
-    = F^-1 score. With z = a - a_hat, the noise that was put into the action and taken out again
-    without the outcome, the guess is right also where xi has errors that y depends on, but rests
-    on less. The instrument is the mean of both.
+    = F^-1 score. With z = a - a_hat, the error of the answer without the outcome, an instrumental
+    variable (Reiersøl 1945; docs/mathematics.md), the guess is right also where xi has errors that
+    y depends on, as long as a_hat is right and E[xi score^T | s, a] = I, but rests on less. Here z
+    is the mean of both.
 
     The loss is ``(y - b)^2 - (guess . z) (2 (y - b) - guess . xi)``, least on average where the
-    equation holds, as E[xi z^T | s, a] is symmetric. Its gradient is taken as if that were so in
-    each transition: only what the guess leaves unexplained moves it.
+    equation holds, as E[xi z^T | s, a] is symmetric and positive definite if xi is right. Its
+    gradient is taken as if that were so in each transition: only what the guess leaves unexplained
+    moves it.
 
     :param guess: shape (num_members, B, action_dim).
     :return: shape (num_members, B).
     """
     error = regression_error(guess, sample).detach()
-    explained = sample.advantage - error
-    moved = (guess * sample.instrument).sum(-1)
+    moved, explained = (guess * sample.instrument).sum(-1), sample.advantage - error
     return sample.advantage.square() - 2 * error * moved - (explained * moved).detach()
 
 

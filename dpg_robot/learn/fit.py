@@ -38,7 +38,7 @@ CHECK_EVERY = 250
 BATCH_SIZE = 256
 FINAL_RATE = 0.03
 WEIGHT_DECAY = {'critic': 0.3, 'gradient': 0.3, 'denoiser': 0.0, 'model': 0.0}
-RATE = 1e-3  # of critics and amortised gradients
+RATE = 1e-3  # of critics, world model and amortised gradients
 NUM_CRITICS = NUM_GRADIENTS = 4
 HELD_OUT_EVERY = 10
 NUM_DRAWS = 10  # of denoising noise, to average over

@@ -30,7 +30,7 @@ class GradientConfig:
     :param gamma: discount, for each control period.
     :param reward_scale: factor on rewards, not on the entropy.
     :param hidden: widths of the hidden layers of policy, V, critics and world model.
-    :param denoiser_hidden: widths of those of the denoiser.
+    :param denoiser_hidden: widths of those of each of the denoiser's two networks.
     :param gradient_hidden: widths of those of the amortised gradient.
     :param outcome: what the denoiser is told: the change of ``state`` and the reward, the same of
         the ``achieved_goal`` only, the ``reward``, or the one-step target y (``value``).
@@ -46,7 +46,8 @@ class GradientConfig:
     :param num_critics: members of the critic's ensemble; V takes the least of them.
     :param critic_rate: step size of critics, world model and V.
     :param denoiser_rate: step size of the denoiser.
-    :param denoiser_weight_decay: AdamW's weight decay of the denoiser, against over-fitting.
+    :param denoiser_weight_decay: AdamW's weight decay of the denoiser, against over-fitting; fits
+        to fixed transitions have none.
     :param gradient_rate: step size of the amortised gradient.
     :param gradient_weight_decay: AdamW's weight decay of the amortised gradient, against
         over-fitting.

@@ -67,7 +67,7 @@ class OnPolicyConfig:
     :param policy_epochs: passes over it to improve the policy.
     :param minibatches: parts of a rollout, each an optimiser step of a pass.
     :param hidden: widths of the hidden layers of policy, V and critic.
-    :param denoiser_hidden: widths of those of the denoiser.
+    :param denoiser_hidden: widths of those of each of the denoiser's two networks.
     :param sigma: standard deviation of the denoising noise, in normalised action units.
     :param sigma_ratio: above 1, each sample's is drawn from ``sigma / sigma_ratio`` to
         ``sigma * sigma_ratio``.

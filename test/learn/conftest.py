@@ -104,13 +104,14 @@ class ExactPrior(torch.nn.Module):
     """What a perfect denoiser would say without the outcome, and of what the outcome is worth.
 
     ``world.tau`` and ``world.nu`` hold at any noise level; ``world.sigma`` is the level 0. The
-    observation begins with mu. ``error`` is added to where e(s, o) is expected.
+    observation begins with mu. ``error`` is added to where e(s, o) is expected, ``gain_error`` to
+    the part of the way.
     """
 
     def __init__(self, world, action_dim, obs_dim, num_more):
         super().__init__()
         self.world, self.sizes, self.error = world, (action_dim, obs_dim, 1), 0.0
-        self.num_more = num_more
+        self.gain_error, self.num_more = 0.0, num_more
 
     def forward(self, x):
         noised, mu, level = x.split(self.sizes, -1)
@@ -125,7 +126,7 @@ class ExactPrior(torch.nn.Module):
         gain = world.posterior_var / world.outcome_var * (1 + self.world.sigma ** 2 / sigma ** 2)
         self.seen, self.sigma = noised, sigma
         offset = torch.full_like(noised, self.error)
-        gain = (gain.expand_as(noised) - 1) / 2
+        gain = (gain.expand_as(noised) - 1) / 2 + self.gain_error
         more = noised.new_zeros(len(noised), self.num_more)
         return torch.cat([null, spread, fisher, offset, gain, more], -1)[None]
 

@@ -17,6 +17,7 @@ import math
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
+import torch.nn.functional as F
 
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn.denoiser import (
@@ -181,16 +182,17 @@ def test_an_error_of_the_network_does_not_blow_up_at_small_noise(
     make_exact(denoiser, world, 1, 1)
     action, outcome = (x.double() for x in world.draw(100))
     sigma = torch.full_like(action, level * world.sigma)
-    scores = []
-    for added in (0.0, error):
-        denoiser.prior.error = added
+    here = world._replace(sigma=level * world.sigma)
+    prior, scores = denoiser.prior, []
+    for prior.error, prior.gain_error in ((0.0, 0.0), (error, 0.0), (0.0, error)):
         given, null, spread, _ = denoiser.answers(action, sigma, 0 * action, outcome)
         scores.append(sigma * (given - null) * (sigma ** -2 + spread ** -2))
-    difference = scores[1] - scores[0]
-    expected = -error / world._replace(sigma=level * world.sigma).outcome_var
-    assert abs(expected) < error / world.nu ** 2  # whatever sigma is
-    torch.testing.assert_close(difference, torch.full_like(difference, expected),
-                               rtol=1e-3, atol=0.0)
+    expected = torch.full_like(sigma, -error / here.outcome_var)
+    torch.testing.assert_close(scores[1] - scores[0], expected, rtol=1e-3, atol=0.0)
+    innovation = outcome - here.denoise(action, 0 * action)
+    # The posterior variance goes as level^2.
+    expected = 2 * error * innovation * level ** 2 / (1 + level ** 2) / here.posterior_var
+    torch.testing.assert_close(scores[2] - scores[0], expected, rtol=1e-3, atol=1e-9)
 
 
 class Shaken:
@@ -379,15 +381,15 @@ class Uneven:
         obs = 2 * torch.rand(num, 1) - 1
         return obs, *self.world(linear_gaussian, obs).draw(num, obs / 2)
 
-    def train(self, linear_gaussian, ratio):
+    def train(self, linear_gaussian, ratio, width):
         torch.manual_seed(1)
-        denoiser = Denoiser(1, 1, 1, (64,), self.sigma, ratio)
+        denoiser = Denoiser(1, 1, width, (64,), self.sigma, ratio)
         optimizer = torch.optim.Adam(denoiser.parameters(), 1e-2, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
         for _ in range(self.num_steps):
             obs, action, outcome = self.draw(linear_gaussian, self.batch_size)
             optimizer.zero_grad()
-            denoiser(action, obs, outcome).loss.backward()
+            denoiser(action, obs, F.pad(outcome, (0, width - 1))).loss.backward()
             optimizer.step()
             schedule.step()
         return denoiser
@@ -395,24 +397,28 @@ class Uneven:
 
 @pytest.fixture(scope='module')
 def trained():
-    """Return denoisers trained with one noise level or many, made on demand."""
+    """Return denoisers trained with one noise level or many, made on demand.
+
+    ``width`` is that of the outcome, of which all but the first element is nought: 1 for several
+    products of outcome and action, 2 for one.
+    """
     made = {}
 
-    def get(linear_gaussian, ratio):
-        if ratio not in made:
-            made[ratio] = Uneven().train(linear_gaussian, ratio)
-        return made[ratio]
+    def get(linear_gaussian, ratio, width=1):
+        if (ratio, width) not in made:
+            made[ratio, width] = Uneven().train(linear_gaussian, ratio, width)
+        return made[ratio, width]
 
     return get
 
 
-def answers(denoiser, linear_gaussian, sigma, num=20_000):
+def answers(denoiser, linear_gaussian, sigma, width=1, num=20_000):
     """Return a trained denoiser's answers, and the closed form's."""
     obs, action, outcome = Uneven().draw(linear_gaussian, num)
     noised = action + sigma * torch.randn(num, 1)
     with torch.no_grad():
         given, null, spread, fisher = denoiser.answers(
-            noised, torch.full((num, 1), sigma), obs, outcome)
+            noised, torch.full((num, 1), sigma), obs, F.pad(outcome, (0, width - 1)))
     world = Uneven().world(linear_gaussian, obs, sigma)
     return world, obs, noised, outcome, given, null, spread, fisher
 
@@ -426,11 +432,12 @@ def rms(x):
 CASES = [(1.0, 0.2, 0.1), (3.0, 0.07, 0.3), (3.0, 0.2, 0.15), (3.0, 0.5, 0.35)]
 
 
+@pytest.mark.parametrize('width', [1, 2])
 @pytest.mark.parametrize('ratio, sigma, tolerance', CASES)
 def test_trained_denoiser_reproduces_the_closed_form(
-        linear_gaussian, trained, ratio, sigma, tolerance):
+        linear_gaussian, trained, ratio, sigma, tolerance, width):
     world, obs, noised, outcome, given, null, _, _ = answers(
-        trained(linear_gaussian, ratio), linear_gaussian, sigma)
+        trained(linear_gaussian, ratio, width), linear_gaussian, sigma, width)
     at = world.denoise(noised, obs / 2)
     # Tweedie: the residual over sigma is sigma times the score of p(a~ | s).
     density = Normal(obs / 2, (world.tau ** 2 + sigma ** 2) ** 0.5)
@@ -491,11 +498,14 @@ def test_answer_without_the_outcome_does_not_see_it():
     assert (given - other_given).abs().min() > 0
 
 
-def test_an_outcome_of_zeros_is_not_a_missing_one():
-    denoiser = Denoiser(2, 1, 3, (8,), 0.2)
+@pytest.mark.parametrize('outcome_dim', [1, 3])
+def test_the_error_with_the_outcome_does_not_move_the_answer_without(outcome_dim):
+    denoiser = Denoiser(2, 1, outcome_dim, (8,), 0.2)
     given, null, _, _ = denoiser.answers(torch.randn(5, 1), torch.full((5, 1), 0.2),
-                                         torch.randn(5, 2), torch.zeros(5, 3))
-    assert (given - null).abs().min() > 0
+                                         torch.randn(5, 2), torch.randn(5, outcome_dim))
+    bias = denoiser.prior.biases[-1]
+    moved, = torch.autograd.grad((given - null).sum(), bias)
+    assert moved.flatten()[0] == 0 and (moved.flatten()[3:5] != 0).all()
 
 
 def test_only_the_loss_carries_gradients():

@@ -23,7 +23,7 @@ from dpg_robot.learn.replay import Batch
 
 NUM_STEPS, BATCH_SIZE = 600, 256
 RATES = {'critic_rate': 1e-2, 'denoiser_rate': 1e-2, 'gradient_rate': 1e-2,
-         'gradient_weight_decay': 0.0}
+         'gradient_weight_decay': 0.0, 'denoiser_weight_decay': 0.0}  # no data comes twice
 
 
 class Task:
