@@ -166,11 +166,12 @@ def test_a_joint_that_hardly_moves_has_its_parity(trainer, exported, observation
     _, spec, _ = exported
     term, *rest = spec.action
     narrow = dataclasses.replace(
-        term, lower=tuple(1.4 for _ in term.lower), upper=tuple(1.401 for _ in term.upper),
-        safe=tuple(1.4 for _ in term.lower))
+        term, lower=(1.4,) * term.size, upper=(1.404,) * term.size, safe=(1.4,) * term.size,
+        scale=(0.002,) * term.size, offset=(1.402,) * term.size)
     spec = dataclasses.replace(spec, action=(narrow, *rest))
-    assert export_policy(trainer.learner.policy, spec, observations[:50],
-                         tmp_path / 'model.onnx') < PARITY_TOLERANCE
+    # Some of so many answers are rounded up by one and down by the other.
+    assert 0 < export_policy(trainer.learner.policy, spec, observations,
+                             tmp_path / 'model.onnx') < PARITY_TOLERANCE
 
 
 def test_nothing_to_export(tmp_path):
