@@ -202,10 +202,10 @@ class Denoiser(nn.Module):
         :param outcome: normalised outcomes, shape (B, outcome_dim).
         :return: four tensors of shape (B, action_dim).
         """
-        level = torch.log(sigma / self.sigma)
+        level, square = torch.log(sigma / self.sigma), sigma.square() + self.sigma ** 2
         null, log_spread, log_fisher, offset, gain, *gains = self.prior(
             torch.cat([noised, obs, level], -1))[0].chunk(4 + self.rank, -1)
-        null = null * sigma / (sigma.square() + self.sigma ** 2) ** 0.5
+        null = null * sigma / square ** 0.5
         spread = FIRST_SPREAD * torch.exp(log_spread.clamp(-5, 3))
         fisher = torch.exp(log_fisher.clamp(-8, 8)) / self.sigma ** 2
         executed, *others = self.inverse(torch.cat([obs, outcome], -1))[0].chunk(self.rank, -1)
@@ -213,7 +213,7 @@ class Denoiser(nn.Module):
         innovation = executed - (noised + sigma * null).detach() - offset
         # Half of the way at sigma_0 to begin with: products of two small factors hardly learn.
         change = (1 + 2 * gain) * innovation + sum(x * y for x, y in zip(gains, others))
-        return null + change * sigma / (sigma.square() + self.sigma ** 2), null, spread, fisher
+        return null + change * sigma / square, null, spread, fisher
 
     def forward(self, action: torch.Tensor, obs: torch.Tensor,
                 outcome: torch.Tensor) -> Denoised:
