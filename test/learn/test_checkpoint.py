@@ -200,16 +200,17 @@ def test_a_full_disk_is_told_though_torch_hides_it(path):
     assert [file.name for file in path.parent.iterdir()] == ['checkpoint.pt']
 
 
-def _write_for_a_while(path, letter, ends):
+def _write_for_a_while(path, letter):
+    ends = time.monotonic() + 2.0  # from here: the server of forks may take longer to start
     while time.monotonic() < ends:
         write_atomic(path, lambda file: [file.write(letter * 10_000) for _ in range(10)],
                      alone=False)
 
 
 def test_two_writers_leave_whole_files(forks, tmp_path):
-    path, ends = tmp_path / 'file', time.monotonic() + 2.0
+    path = tmp_path / 'file'
     path.write_bytes(b'a' * 100_000)
-    writers = [forks.Process(target=_write_for_a_while, args=(path, letter, ends))
+    writers = [forks.Process(target=_write_for_a_while, args=(path, letter))
                for letter in (b'a', b'b')]
     for writer in writers:
         writer.start()
