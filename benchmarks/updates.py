@@ -18,8 +18,8 @@
     .venv/bin/python benchmarks/updates.py
 
 Both update from the same number of random transitions of one task's shape. What our learner takes
-from the new transitions that come between two updates of the task's training is a part of our
-update. The learners take turns, round by round, so that a change in the machine's speed meets all
+from the new transitions that come in the meantime, in the task's training, is a part of our
+updates. The learners take turns, round by round, so that a change in the machine's speed meets all
 of them; each has the number of torch threads with which it is fastest here.
 """
 
@@ -39,6 +39,7 @@ import torch
 from dpg_robot.experiment import commit, load_config, machine, versions
 from dpg_robot.learn.estimators import ESTIMATORS
 from dpg_robot.learn.learner import Learner
+from dpg_robot.learn.off_policy import MIN_NEW
 from dpg_robot.learn.replay import Batch, Replay
 from dpg_robot.sim.world import make_world
 
@@ -58,12 +59,15 @@ def our_updates(config, spec, trainer):
                   torch.zeros(NUM_TRANSITIONS), torch.zeros(NUM_TRANSITIONS))
     replay.add(batch)
     learner.observe(batch)
-    per_update = max(1, round(1 / trainer.updates_per_step))
-    new = Batch(*(column[:per_update] for column in batch))
+    waiting = 0.0
 
     def update(count):
+        nonlocal waiting
         for left in reversed(range(count)):  # SAC, too, logs once in so many
-            learner.observe(new)
+            waiting += 1 / trainer.updates_per_step
+            if waiting >= MIN_NEW:
+                learner.observe(Batch(*(column[:int(waiting)] for column in batch)))
+                waiting %= 1
             learner.update(replay.sample(config.batch_size), report=left == 0)
     return update
 

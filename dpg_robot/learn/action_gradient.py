@@ -107,6 +107,8 @@ class ActionGradient(nn.Module):
             # The amortised gradient itself is the last of the guides.
             num_guides = len(self.guides) + 1
             self.register_buffer('moments', torch.zeros(num_guides, num_guides + 1))
+            # What each contributes to g(s, a).
+            self.register_buffer('shares', torch.full((num_guides,), float(not self.on_disturbance)))
             self.register_buffer('num_followed', torch.tensor(0.0))
 
     def _guides(self):
@@ -133,13 +135,6 @@ class ActionGradient(nn.Module):
         if not self.estimator.leans:
             return torch.ones(len(self.guides), device=self.scale.device)
         return best_lean(torch.cat([self.moments[:-1, :-2], self.moments[:-1, -1:]], 1))
-
-    @property
-    def shares(self) -> torch.Tensor:
-        """Return what each guide and, last, the amortised gradient contribute to g(s, a)."""
-        if not self.on_disturbance:
-            return torch.ones(len(self.guides) + 1, device=self.scale.device)
-        return best_lean(self.moments)
 
     def observe(self, batch: Batch) -> None:
         """Let what only new transitions can tell follow them, each seen once.
@@ -242,15 +237,14 @@ class ActionGradient(nn.Module):
             with torch.no_grad():
                 q = self._advantages(obs, action)
         if self.gradient is not None:
-            shares = self.shares
             with torch.no_grad():
-                total = shares[-1] * self._amortised(obs, action).mean(0)
+                total = self.shares[-1] * self._amortised(obs, action).mean(0)
         if name in ('critic', 'disturbance_critic'):
             total = critic_grad
         elif name == 'model':
             total = self._model_slope(physical, obs, action)
         elif self.estimator.leans:
-            for share, guide in zip(shares, self.guides):
+            for share, guide in zip(self.shares, self.guides):
                 total = total + share * (critic_grad if guide == 'critic' else
                                          self._model_slope(physical, obs, action))
         return total * self.scale, q * self.scale
@@ -337,6 +331,7 @@ class ActionGradient(nn.Module):
         guides = torch.cat([sample.guides, own[None]])
         self.moments.lerp_(lean_moments(sample._replace(guides=guides),
                                         self.denoiser.sensitivity.square()), rate)
+        self.shares.copy_(best_lean(self.moments))
 
     def _critic_loss(self, obs, batch, denoised, target, metrics):
         action = batch.action
@@ -358,10 +353,9 @@ class ActionGradient(nn.Module):
 
     @torch.no_grad()
     def _describe_gradient(self, own, sample):
-        shares = self.shares
-        total = shares[-1] * own
+        total = self.shares[-1] * own
         if self.estimator.leans:
-            total = total + torch.tensordot(shares[:-1], sample.guides, 1)
+            total = total + torch.tensordot(self.shares[:-1], sample.guides, 1)
         signal = (total * sample.disturbance).sum(-1)
         metrics = {'gradient/signal': signal.square().mean().sqrt()}
         if self.denoiser is not None:  # a score is no disturbance
@@ -370,7 +364,7 @@ class ActionGradient(nn.Module):
                 / signal.square().sum().clamp(min=1e-12)
         if self.on_disturbance:
             metrics |= {f'gradient/share_{guide}': share
-                        for guide, share in zip((*self.guides, 'own'), shares)}
+                        for guide, share in zip((*self.guides, 'own'), self.shares)}
         return metrics
 
     def _amortised(self, obs, action):

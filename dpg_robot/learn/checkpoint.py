@@ -24,7 +24,7 @@ import torch
 
 from dpg_robot.contract.strict import SpecError
 
-CHECKPOINT_VERSION = 9
+CHECKPOINT_VERSION = 10
 
 
 def write_atomic(path: Path, write, alone: bool = True) -> None:

@@ -110,9 +110,12 @@ class HindsightReplay(Replay):
         self.left[slots[stored]] = left[stored]
         self.length[ended] = 0
 
-    def sample(self, batch_size: int) -> Batch:
-        """Draw transitions that are not held out, uniformly, most with a goal from hindsight."""
-        index = self._draw(batch_size)
+    def sample(self, batch_size: int, num_new: int = 0) -> Batch:
+        """Draw transitions that are not held out, uniformly, most with a goal from hindsight.
+
+        :param num_new: the newest ones that are not to be drawn; goals may be theirs.
+        """
+        index = self._draw(batch_size, num_new)
         batch, left = self._take(index), self.left[index]
         chosen = (torch.rand(len(index)) < self.share) & (left != UNFINISHED)
         ahead = (torch.rand(len(index)) * (left + 1)).long().minimum(left)

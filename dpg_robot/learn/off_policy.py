@@ -31,6 +31,8 @@ from dpg_robot.learn.replay import Batch, hold_out, Replay, row_bytes, RUN
 HELD_OUT_EVERY = 20
 HELD_OUT_BATCH = 1024
 MIN_HELD_OUT = 50
+# To show the learner one new transition takes as long as to show it so many.
+MIN_NEW = 32
 
 
 class OffPolicy:
@@ -88,10 +90,11 @@ class OffPolicy:
         self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
-        if self.updates_due >= 1 or not self.updates:
+        if not self.updates or self._num_new >= MIN_NEW:
             self._observe()
         while self.updates_due >= 1:
-            self._metrics = self._update(*self.replay.sample(self.learner.config.batch_size))
+            batch = self.replay.sample(self.learner.config.batch_size, self._num_new)
+            self._metrics = self._update(*batch)
             self.updates_due -= 1
             self.updates += 1
         return self._metrics
@@ -100,6 +103,10 @@ class OffPolicy:
         """Show the learner all that is new, together, before anything is fitted to it."""
         self.learner.observe(self._together())
         self._new = []
+
+    @property
+    def _num_new(self):
+        return sum(len(batch.reward) for batch in self._new)
 
     def _together(self):
         return Batch(*(torch.cat(column) for column in zip(*self._new)))

@@ -71,13 +71,17 @@ class Replay:
         self.position = (self.position + count) % self.capacity
         self.size = min(self.size + count, self.capacity)
 
-    def sample(self, batch_size: int) -> Batch:
-        """Draw transitions that are not held out, uniformly, with replacement."""
-        return self._take(self._draw(batch_size))
+    def sample(self, batch_size: int, num_new: int = 0) -> Batch:
+        """Draw transitions that are not held out, uniformly, with replacement.
 
-    def _draw(self, batch_size):
+        :param num_new: the newest ones that are not to be drawn.
+        """
+        return self._take(self._draw(batch_size, num_new))
+
+    def _draw(self, batch_size, num_new):
         # Few are held out, so twice as many draws are enough.
-        index = torch.randint(self.size, (2 * batch_size,), device=self.device)
+        age = torch.randint(num_new, self.size, (2 * batch_size,), device=self.device)
+        index = (self.position - 1 - age) % self.capacity
         held_out = self.data.held_out[index]
         # The first ones that are not, found without asking a device how many there are.
         first = held_out.argsort(stable=True)[:batch_size]

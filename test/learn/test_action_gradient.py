@@ -64,8 +64,7 @@ def make_certain(denoiser, *certainties):
 
 def share_out(gradient, *shares):
     """Give guides and, last, the amortised gradient these shares."""
-    shares = torch.tensor(shares)
-    gradient.moments.copy_(torch.cat([torch.eye(len(shares)), shares[:, None]], -1))
+    gradient.shares.copy_(torch.tensor(shares))
 
 
 def test_target_bootstraps_unless_terminated(make_gradient, with_known_value):
@@ -553,7 +552,7 @@ def test_nothing_is_corrected_before_data_ask_for_it(make_gradient, random_batch
     asked_for(gradient)
     if estimator != 'reinforce':  # what is fitted to disturbances has to show its share, too
         assert (gradient(batch.obs, batch.action) == 0).all()
-        share_out(gradient, *[0.5] * len(gradient.moments))
+        share_out(gradient, *[0.5] * len(gradient.shares))
     assert (gradient(batch.obs, batch.action) != 0).any()
 
 
