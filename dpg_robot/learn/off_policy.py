@@ -90,7 +90,7 @@ class OffPolicy:
         self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
-        if not self.updates or self._num_new >= MIN_NEW:
+        if not self.updates or self._num_new >= min(MIN_NEW, self.replay.capacity // 2):
             self._observe()
         while self.updates_due >= 1:
             batch = self.replay.sample(self.learner.config.batch_size, self._num_new)

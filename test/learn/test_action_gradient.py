@@ -63,8 +63,10 @@ def make_certain(denoiser, *certainties):
 
 
 def share_out(gradient, *shares):
-    """Give guides and, last, the amortised gradient these shares."""
-    gradient.shares.copy_(torch.tensor(shares))
+    """Give guides and, last, the amortised gradient these shares, and moments that lead there."""
+    shares = torch.tensor(shares)
+    gradient.moments.copy_(torch.cat([torch.eye(len(shares)), shares[:, None]], -1))
+    gradient.shares.copy_(shares)
 
 
 def test_target_bootstraps_unless_terminated(make_gradient, with_known_value):
@@ -509,7 +511,8 @@ def test_shares_follow_new_transitions_and_no_others(make_gradient, random_batch
         moments.append(lean_moments(sample._replace(guides=together), weight.square()))
     followed = 0.25 * moments[0] + 0.75 * moments[1]  # each transition as much as another
     torch.testing.assert_close(gradient.moments, followed)
-    assert (gradient.shares >= 0).all() and (gradient.shares > 0).any()
+    torch.testing.assert_close(gradient.shares, best_lean(followed))
+    assert (gradient.shares > 0).any()
     # The correction of one sample leans on the guides alone.
     torch.testing.assert_close(
         gradient.lean, best_lean(torch.cat([followed[:2, :2], followed[:2, 3:]], 1)))

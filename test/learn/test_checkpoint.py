@@ -165,7 +165,7 @@ def test_garbage(path, garbage):
     ({'checkpoint_version': 0}, 0), ({}, None), ([1, 2], None)])
 def test_other_version(path, content, version):
     torch.save(content, path)
-    with pytest.raises(SpecError, match=f'^checkpoint .*checkpoint.pt must have version 9, '
+    with pytest.raises(SpecError, match=f'^checkpoint .*checkpoint.pt must have version 10, '
                        f'got {version}$'):
         load_checkpoint(path)
 

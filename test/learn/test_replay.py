@@ -114,6 +114,20 @@ def test_held_out_transitions_are_never_drawn_and_the_others_evenly():
     assert ((counts - num / 18).abs() < 4 * (num / 18 * 17 / 18) ** 0.5).all()
 
 
+@pytest.mark.parametrize('batches', [[range(1, 9)], [range(1, 9), range(9, 17)]])
+def test_the_newest_are_not_drawn_where_they_shall_not_be(batches):
+    replay, num = Replay(10, 2, 1), 2000  # which the second batch goes round
+    for numbers in batches:
+        replay.add(transitions(*numbers))
+    newest = batches[-1][-1]
+    drawn = (replay.sample(num, num_new=3).reward / 10).long()
+    expected = range(newest + 1 - replay.size, newest - 2)
+    assert set(drawn.tolist()) == set(expected)
+    counts, share = drawn.unique(return_counts=True)[1], 1 / len(expected)
+    # Binomial: n p (1 - p), four standard deviations.
+    assert ((counts - num * share).abs() < 4 * (num * share * (1 - share)) ** 0.5).all()
+
+
 def test_held_out_are_the_newest_of_them_also_after_a_round():
     replay = Replay(8, 2, 1)
     assert len(replay.held_out(3).reward) == 0

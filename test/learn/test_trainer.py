@@ -40,7 +40,7 @@ from dpg_robot.experiment import open_trainer
 from dpg_robot.learn import off_policy as module
 from dpg_robot.learn.checkpoint import load_checkpoint, save_checkpoint
 from dpg_robot.learn.learner import Learner
-from dpg_robot.learn.off_policy import OffPolicy
+from dpg_robot.learn.off_policy import MIN_NEW, OffPolicy
 from dpg_robot.learn.replay import Replay, RUN
 from dpg_robot.learn.run_log import Progress, RunLog
 
@@ -398,27 +398,40 @@ def test_what_is_held_out_follows_time_and_worlds(tmp_path, monkeypatch):
     assert (held_out[RUN:] == torch.tensor([0.0, 1.0])).all()
 
 
-@pytest.mark.parametrize('updates_per_step, num_updates, num_new', [(0.5, 1, 2), (2, 2, 1)])
-def test_what_is_new_is_seen_once_and_before_the_next_update(
-        tmp_path, monkeypatch, updates_per_step, num_updates, num_new):
-    observe, update, seen, order = Learner.observe, Learner.update, [], ''
+@pytest.mark.parametrize('num_worlds, updates_per_step, capacity, num_new', [
+    (1, 0.5, 1000, MIN_NEW), (1, 2, 1000, MIN_NEW), (5, 0.2, 1000, 35), (40, 0.1, 1000, 40),
+    (1, 0.5, 30, 15), (1, 1, 1, 1)])
+def test_what_is_new_is_seen_once_and_before_it_is_learned_from(
+        tmp_path, monkeypatch, num_worlds, updates_per_step, capacity, num_new):
+    observe, update, shown, seen, order = Learner.observe, Learner.update, [], set(), ''
 
-    def note(what, function, *arguments):
+    def watched_observe(self, batch):
         nonlocal order
-        order += what
-        return function(*arguments)
-    monkeypatch.setattr(Learner, 'observe', lambda self, batch: (
-        seen.append(batch.obs), note('n', observe, self, batch)))
-    monkeypatch.setattr(Learner, 'update', lambda *of: note('u', update, *of))
-    trainer = train(tiny_config('trainer.num_worlds=1', 'trainer.env_steps=100',
-                                f'trainer.updates_per_step={updates_per_step}'), tmp_path)
-    assert re.fullmatch(f'n+{num_updates * "u"}(n{num_updates * "u"})+', order)
+        order += 'n'
+        shown.append(batch.obs)
+        seen.update(map(tuple, batch.obs.tolist()))
+        observe(self, batch)
+
+    def watched_update(self, batch, report):
+        nonlocal order
+        order += 'u'
+        assert seen.issuperset(map(tuple, batch.obs.tolist()))
+        return update(self, batch, report)
+    monkeypatch.setattr(Learner, 'observe', watched_observe)
+    monkeypatch.setattr(Learner, 'update', watched_update)
+    collect, collected = OffPolicy._collect, []
+    monkeypatch.setattr(OffPolicy, '_collect', lambda self, env_steps: (
+        collected.append(self.worlds.obs.clone()), collect(self, env_steps)))
+    steps = 20 + 5 * num_new
+    train(tiny_config(f'trainer.num_worlds={num_worlds}', f'trainer.env_steps={steps}',
+                      f'trainer.replay_capacity={max(capacity, num_worlds)}',
+                      f'trainer.updates_per_step={updates_per_step}'), tmp_path)
     num_first = order.index('u')  # until learning begins, at once
-    assert {len(obs) for obs in seen[:num_first]} == {1}
-    assert {len(obs) for obs in seen[num_first:]} == {num_new}
-    seen = torch.cat(seen)
-    assert torch.equal(seen, trainer.algorithm.replay.data.obs[:len(seen)])
-    assert len(seen) > 100 - num_new
+    assert num_first and {len(obs) for obs in shown[:num_first]} == {num_worlds}
+    assert len(shown) > num_first + 2 and {len(obs) for obs in shown[num_first:]} == {num_new}
+    shown, collected = torch.cat(shown), torch.cat(collected)
+    assert torch.equal(shown, collected[:len(shown)])
+    assert len(collected) - len(shown) < num_new
 
 
 def test_what_is_new_and_not_yet_seen_is_resumed(tmp_path):
