@@ -49,7 +49,7 @@ WARM_UP = 50
 
 
 def our_updates(config, spec, trainer):
-    """Return a function that takes a number of updates, and the new transitions between them."""
+    """Return a function that takes a number of updates, and the new transitions of that time."""
     learner = Learner(config, spec.obs_dim, spec.action_dim)
     replay = Replay(NUM_TRANSITIONS, spec.obs_dim, spec.action_dim)
     obs = torch.randn(NUM_TRANSITIONS, spec.obs_dim)
@@ -106,7 +106,7 @@ def main():
     parser.add_argument('task', nargs='?', default='half_cheetah')
     parser.add_argument('--estimators', nargs='+', default=list(ESTIMATORS))
     parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--updates', type=int, default=100, help='in one round')
+    parser.add_argument('--updates', type=int, default=96, help='in one round')
     parser.add_argument('--output', type=Path)
     options = parser.parse_args()
     config = load_config(options.task)

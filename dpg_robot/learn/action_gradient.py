@@ -107,8 +107,9 @@ class ActionGradient(nn.Module):
             # The amortised gradient itself is the last of the guides.
             num_guides = len(self.guides) + 1
             self.register_buffer('moments', torch.zeros(num_guides, num_guides + 1))
-            # What each contributes to g(s, a).
-            self.register_buffer('shares', torch.full((num_guides,), float(not self.on_disturbance)))
+            # What guides and amortised gradient contribute to g(s, a).
+            self.register_buffer('shares', torch.zeros(num_guides) if self.on_disturbance
+                                 else torch.ones(num_guides))
             self.register_buffer('num_followed', torch.tensor(0.0))
 
     def _guides(self):
@@ -364,7 +365,7 @@ class ActionGradient(nn.Module):
                 / signal.square().sum().clamp(min=1e-12)
         if self.on_disturbance:
             metrics |= {f'gradient/share_{guide}': share
-                        for guide, share in zip((*self.guides, 'own'), self.shares)}
+                        for guide, share in zip((*self.guides, 'own'), self.shares.clone())}
         return metrics
 
     def _amortised(self, obs, action):

@@ -31,7 +31,8 @@ from dpg_robot.learn.replay import Batch, hold_out, Replay, row_bytes, RUN
 HELD_OUT_EVERY = 20
 HELD_OUT_BATCH = 1024
 MIN_HELD_OUT = 50
-# To show the learner one new transition takes as long as to show it so many.
+# To show the learner one new transition takes as long as to show it so many; until they are shown,
+# they are not learned from.
 MIN_NEW = 32
 
 
@@ -61,7 +62,8 @@ class OffPolicy:
         self._is_rare = config.updates_per_step * config.num_worlds < 1
         self._report, self._metrics = True, {}
         self.replay = self._make_replay(obs_dim, action_dim, goals)
-        self._new: list[Batch] = []  # what the learner has not seen
+        self._new: list[Batch] = []  # what the learner has not seen, the newest of the replay
+        self._num_new = 0
         self.updates, self.updates_due = 0, 0.0
         self._world_numbers = torch.arange(config.num_worlds, device=self.device)
 
@@ -90,7 +92,7 @@ class OffPolicy:
         self._report = report or self._is_rare or self.device.type != 'cpu'
         if env_steps + self.steps_per_round >= self.config.warmup_steps:
             self.updates_due += self.config.updates_per_step * self.config.num_worlds
-        if not self.updates or self._num_new >= min(MIN_NEW, self.replay.capacity // 2):
+        if not self.updates or self._num_new >= min(MIN_NEW, self.replay.size // 2):
             self._observe()
         while self.updates_due >= 1:
             batch = self.replay.sample(self.learner.config.batch_size, self._num_new)
@@ -102,11 +104,7 @@ class OffPolicy:
     def _observe(self):
         """Show the learner all that is new, together, before anything is fitted to it."""
         self.learner.observe(self._together())
-        self._new = []
-
-    @property
-    def _num_new(self):
-        return sum(len(batch.reward) for batch in self._new)
+        self._new, self._num_new = [], 0
 
     def _together(self):
         return Batch(*(torch.cat(column) for column in zip(*self._new)))
@@ -124,6 +122,7 @@ class OffPolicy:
         if self.config.hindsight:
             self.replay.end_episodes((step.terminated + step.truncated) > 0)
         self._new.append(batch)
+        self._num_new += len(batch.reward)
 
     @torch.no_grad()
     def _explore(self, obs, env_steps):
@@ -173,7 +172,9 @@ class OffPolicy:
         self.learner.load_state_dict(state['learner'])
         self.learner.optimizer.load_state_dict(state['optimizer'])
         self.replay.load_state_dict(state['replay'])
-        self._new = [Batch(*state['new'])] if state['new'] else []
+        new = state['new']
+        self._new = [Batch(*(column.to(self.device) for column in new))] if new else []
+        self._num_new = len(new[0]) if new else 0
         self.updates, self.updates_due = state['updates'], state['updates_due']
         self.rng.bit_generator.state = state['rng']
         self._metrics = state['metrics']

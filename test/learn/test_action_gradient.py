@@ -489,6 +489,9 @@ def test_calibration_is_the_slope_of_the_advantage_on_what_the_gradient_explains
     assert metrics['gradient/calibration'].item() == pytest.approx(slope.item(), rel=5e-3)
     assert metrics['gradient/signal'].item() == pytest.approx(
         signal.square().mean().sqrt().item(), rel=5e-3)
+    share_out(gradient, 0.1, 0.1, 0.1)  # what was told stays
+    assert [metrics[f'gradient/share_{name}'].item() for name in ('critic', 'model', 'own')] == \
+        pytest.approx([0.4, 0.2, 0.7])
 
 
 def test_shares_follow_new_transitions_and_no_others(make_gradient, random_batch):
@@ -501,8 +504,10 @@ def test_shares_follow_new_transitions_and_no_others(make_gradient, random_batch
     samples = spy(gradient)
     gradient.gradient.register_forward_hook(lambda module, args, got: at.append(got.mean(0)))
     assert gradient.lean.tolist() == [0, 0] and gradient.shares.tolist() == [0, 0, 0]
+    place = gradient.shares.data_ptr()
     for batch in batches:
         gradient.observe(batch)
+    assert gradient.shares.data_ptr() == place  # where a recorded update reads them
     weight = gradient.denoiser.sensitivity
     assert weight.min() < 0.5
     moments = []

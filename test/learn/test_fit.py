@@ -20,7 +20,7 @@ import torch
 from dpg_robot.contract.strict import SpecError
 from dpg_robot.learn import fit as module
 from dpg_robot.learn.denoiser import Denoiser
-from dpg_robot.learn.estimators import ESTIMATORS, lean_moments
+from dpg_robot.learn.estimators import best_lean, ESTIMATORS, lean_moments
 from dpg_robot.learn.fit import fit_gradient
 from dpg_robot.learn.learner import Learner, LearnerConfig
 from dpg_robot.learn.networks import EnsembleMLP
@@ -186,6 +186,7 @@ def test_shares_are_an_average_over_transitions_that_nothing_was_fitted_to(very_
     module._weigh(gradient, data._replace(
         held_out=held_out, reward=torch.where(held_out == 1, data.reward, torch.nan)))
     torch.testing.assert_close(gradient.moments, torch.stack(draws).mean(0))
+    torch.testing.assert_close(gradient.shares, best_lean(gradient.moments))
 
 
 def test_moments_of_the_denoiser_are_averages_over_the_same(very_quick, data, monkeypatch):

@@ -123,6 +123,17 @@ def test_goals_are_achieved_later_in_the_same_episode(capacity, rounds):
     assert seen == expected
 
 
+def test_the_newest_are_not_drawn_where_they_shall_not_be_but_may_give_goals():
+    stream = Stream(make_replay(31, 3), LENGTHS)
+    stream.advance(24)
+    time_of = {place: number % 1000 for number, place in stream.where.items()}
+    batch = stream.replay.sample(3000, num_new=6)
+    ends = {int(end) % 1000 for end in batch.next_obs[:, 0]}
+    assert max(ends) == 21
+    goals = {int(goal) % 1000 for goal in batch.obs[:, 1] if goal != ASKED}
+    assert max(goals) == max(time_of[place] for place in time_of if place[:2] in stream.ended)
+
+
 def test_each_later_step_is_as_likely():
     stream, num = Stream(make_replay(100, 1), ((4,),)), 20_000
     stream.advance(4)

@@ -422,8 +422,9 @@ def test_what_is_new_is_seen_once_and_before_it_is_learned_from(
     collect, collected = OffPolicy._collect, []
     monkeypatch.setattr(OffPolicy, '_collect', lambda self, env_steps: (
         collected.append(self.worlds.obs.clone()), collect(self, env_steps)))
-    steps = 20 + 5 * num_new
+    steps = 70 + 5 * num_new
     train(tiny_config(f'trainer.num_worlds={num_worlds}', f'trainer.env_steps={steps}',
+                      'trainer.warmup_steps=70',
                       f'trainer.replay_capacity={max(capacity, num_worlds)}',
                       f'trainer.updates_per_step={updates_per_step}'), tmp_path)
     num_first = order.index('u')  # until learning begins, at once
