@@ -62,8 +62,7 @@ class OffPolicy:
         self._is_rare = config.updates_per_step * config.num_worlds < 1
         self._report, self._metrics = True, {}
         self.replay = self._make_replay(obs_dim, action_dim, goals)
-        self._new: list[Batch] = []  # what the learner has not seen, the newest of the replay
-        self._num_new = 0
+        self._num_new = 0  # the newest of the replay, which the learner has not seen
         self.updates, self.updates_due = 0, 0.0
         self._world_numbers = torch.arange(config.num_worlds, device=self.device)
 
@@ -103,11 +102,8 @@ class OffPolicy:
 
     def _observe(self):
         """Show the learner all that is new, together, before anything is fitted to it."""
-        self.learner.observe(self._together())
-        self._new, self._num_new = [], 0
-
-    def _together(self):
-        return Batch(*(torch.cat(column) for column in zip(*self._new)))
+        self.learner.observe(self.replay.newest(self._num_new))
+        self._num_new = 0
 
     def _learn(self, *batch):
         return self.learner.update(Batch(*batch), self._report)
@@ -121,8 +117,7 @@ class OffPolicy:
         self.replay.add(batch)
         if self.config.hindsight:
             self.replay.end_episodes((step.terminated + step.truncated) > 0)
-        self._new.append(batch)
-        self._num_new += len(batch.reward)
+        self._num_new += self.steps_per_round
 
     @torch.no_grad()
     def _explore(self, obs, env_steps):
@@ -163,18 +158,15 @@ class OffPolicy:
         return {'learner': self.learner.state_dict(),
                 'optimizer': self.learner.optimizer.state_dict(),
                 'replay': self.replay.state_dict(), 'updates': self.updates,
-                'new': tuple(self._together()) if self._new else None,
-                'updates_due': self.updates_due, 'rng': self.rng.bit_generator.state,
-                'metrics': dict(self._metrics)}
+                'updates_due': self.updates_due, 'num_new': self._num_new,
+                'rng': self.rng.bit_generator.state, 'metrics': dict(self._metrics)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
         self.learner.load_state_dict(state['learner'])
         self.learner.optimizer.load_state_dict(state['optimizer'])
         self.replay.load_state_dict(state['replay'])
-        new = state['new']
-        self._new = [Batch(*(column.to(self.device) for column in new))] if new else []
-        self._num_new = len(new[0]) if new else 0
         self.updates, self.updates_due = state['updates'], state['updates_due']
+        self._num_new = state['num_new']
         self.rng.bit_generator.state = state['rng']
         self._metrics = state['metrics']

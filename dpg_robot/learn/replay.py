@@ -91,10 +91,17 @@ class Replay:
     def _take(self, index):
         return Batch(*(store.index_select(0, index) for store in self.data))
 
+    def newest(self, count: int) -> Batch:
+        """Return the newest transitions, the oldest of them first; ``count`` is at most size."""
+        return self._take(self._newest(count))
+
+    def _newest(self, count):
+        return torch.arange(self.position - count, self.position,
+                            device=self.device) % self.capacity
+
     def held_out(self, count: int) -> Batch:
         """Return the newest transitions that are held out, at most ``count``."""
-        oldest_first = torch.arange(self.position, self.position + self.size,
-                                    device=self.device) % max(self.size, 1)
+        oldest_first = self._newest(self.size)
         index = oldest_first[self.data.held_out[oldest_first] == 1][-count:]
         return self._take(index)
 

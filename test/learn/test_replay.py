@@ -120,6 +120,7 @@ def test_the_newest_are_not_drawn_where_they_shall_not_be(batches):
     for numbers in batches:
         replay.add(transitions(*numbers))
     newest = batches[-1][-1]
+    assert (replay.newest(3).reward / 10).tolist() == [newest - 2, newest - 1, newest]
     drawn = (replay.sample(num, num_new=3).reward / 10).long()
     expected = range(newest + 1 - replay.size, newest - 2)
     assert set(drawn.tolist()) == set(expected)

@@ -439,7 +439,7 @@ def test_what_is_new_and_not_yet_seen_is_resumed(tmp_path):
     config = tiny_config('trainer.num_worlds=1', 'trainer.env_steps=100',
                          'trainer.updates_per_step=0.25')
     stopped = train(config, tmp_path / 'parts', should_stop=stop_after(62))
-    assert len(stopped.algorithm.state_dict()['new'][0]) > 1
+    assert stopped.algorithm.state_dict()['num_new'] > 1
     assert_same_parameters(
         train(config, tmp_path / 'whole'), train(config, tmp_path / 'parts'))
 
